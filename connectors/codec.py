@@ -1,0 +1,608 @@
+"""The online codec: one feature group's row of one entity as one packed value, and the text of an entity's key.
+
+    offline rows -> Arrow batches -> encode, encode_keys -> online store -> decode -> Python values
+
+A packed value, little-endian throughout, for a group of n features:
+
+    offset   size        field
+    0        1           codec version, unsigned: 1
+    1        4           schema fingerprint: the first 4 bytes of sha256 over the lines "NAME TYPE\\n" in order
+    5        8           event_time, signed microseconds since 1970-01-01 UTC
+    13       ceil(n/8)   null bitmap: bit i % 8 of byte i // 8 is set when feature i is null; spare bits are 0
+    ...      fixed       every feature of a fixed width, in order; a null writes zeros
+                           boolean 1 (0 or 1) | int 4 | bigint 8 | float 4 | double 8 | date 4, days |
+                           timestamp 8, microseconds UTC | decimal 16, two's complement of the unscaled value
+    ...      4 + bytes   every other feature, in order: its length (unsigned), then its bytes; a null has length 0
+                           string: UTF-8 | binary: as it is | array: as below
+
+An array's bytes, for m elements. An empty array is 4 bytes, so that it differs from a null one.
+
+    0        4           m, unsigned
+    4        ceil(m/8)   null bitmap of the elements, as above
+    ...      fixed       m values of the element's width, a null one zeros; or, for strings, m times a length
+                         (4, unsigned) and the UTF-8 bytes, a null one of length 0
+
+There is one valid encoding of a row, and `decode` refuses every other: a value that was cut, grown or written under
+other features is an error, never a wrong number. The first 13 bytes keep their place in every later codec version, as
+the online store compares event_time without knowing the schema. docs/codec.md has the reasons and a worked example.
+
+An entity's key is text: PREFIX:ENTITY:VALUE|VALUE, with a backslash before each backslash and bar inside a value.
+
+Encoding works on whole columns: fixed-width features are laid out as one structured numpy matrix, and one Arrow kernel
+joins its rows with the other features' bytes. There is no loop over rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone
+from decimal import Context, Decimal, Inexact, InvalidOperation
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_defs.data_types import KEY_TYPES, TYPES, DataType, parse
+
+CODEC_VERSION = 1
+EVENT_TIME = "event_time"
+HEADER = struct.Struct("<BIq")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
+_EPOCH_DAY = date(1970, 1, 1).toordinal()
+# First and last that Python has, as they are stored.
+_FIRST_DAY, _LAST_DAY = date.min.toordinal() - _EPOCH_DAY, date.max.toordinal() - _EPOCH_DAY
+_DAY_US = 86_400_000_000
+_CALENDAR = {
+    "date": (_FIRST_DAY, _LAST_DAY),
+    "timestamp": (_FIRST_DAY * _DAY_US, (_LAST_DAY + 1) * _DAY_US - 1),
+}
+_LONGEST = 2**32 - 1
+# Arrow's 32-bit offsets end here; a larger result keeps 64-bit ones.
+_MOST_BYTES_OF_BINARY = 2**31 - 1
+
+_ARROW: dict[str, pa.DataType] = {
+    "boolean": pa.bool_(),
+    "int": pa.int32(),
+    "bigint": pa.int64(),
+    "float": pa.float32(),
+    "double": pa.float64(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us", "UTC"),
+    # 64-bit offsets inside, so that a big batch cannot overflow half way.
+    "string": pa.large_string(),
+    "binary": pa.large_binary(),
+}
+_BYTES = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
+_NUMPY = {"bool": "u1", "int32": "<i4", "int64": "<i8", "float32": "<f4", "float64": "<f8", "int128": "<u8"}
+_STRUCT = {"bool": "B", "int32": "i", "int64": "q", "float32": "f", "float64": "d", "int128": "16s"}
+
+
+class CodecError(ValueError):
+    """Bytes that are no packed value of this schema, or a column that cannot be packed under it."""
+
+
+@dataclass(frozen=True)
+class ValueSchema:
+    """The ordered features of one feature group, as its packed values hold them."""
+
+    names: tuple[str, ...]
+    types: tuple[DataType, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.types):
+            raise CodecError(f"a schema of {len(self.names)} names has {len(self.types)} types")
+        for name, data_type in zip(self.names, self.types, strict=True):
+            if not data_type.is_feature_type:
+                raise CodecError(f"feature '{name}': {data_type.spark} has no online codec")
+            # A line break in a name could make two schemas share their fingerprint's text.
+            if not name or "\n" in name or self.names.count(name) > 1 or name == EVENT_TIME:
+                raise CodecError(f"feature '{name}': a name is unique, not empty, one line and not '{EVENT_TIME}'")
+
+    @classmethod
+    def of(cls, features: Iterable[tuple[str, str]]) -> ValueSchema:
+        """The schema of (name, type text) pairs, as in [("total", "bigint")]."""
+        pairs = list(features)
+        return cls(tuple(name for name, _ in pairs), tuple(parse(text) for _, text in pairs))
+
+    @cached_property
+    def fingerprint(self) -> int:
+        lines = "".join(f"{name} {kind.spark}\n" for name, kind in zip(self.names, self.types, strict=True))
+        return int.from_bytes(hashlib.sha256(lines.encode()).digest()[:4], "little")
+
+    @cached_property
+    def fixed_format(self) -> str:
+        """The `struct` format of everything before the first length: header, null bitmap, fixed-width values."""
+        codes = "".join(_STRUCT[str(kind.row.codec)] for kind in self.types if kind.row.width)
+        return f"{HEADER.format}{_bitmap_size(len(self.types))}s{codes}"
+
+    @cached_property
+    def spare_bits(self) -> int:
+        """The bits of the null bitmap that stand for no feature."""
+        count = len(self.types)
+        return (1 << 8 * _bitmap_size(count)) - (1 << count)
+
+
+@dataclass(frozen=True)
+class DecodedRow:
+    """A packed value as Python values, in the schema's order."""
+
+    event_time_us: int
+    values: tuple[Any, ...]
+
+
+def field_name(group: str, version: int) -> bytes:
+    """The hash field that holds a feature group: b'customer_purchases:1'."""
+    return f"{group}:{version}".encode()
+
+
+# Encoding ------------------------------------------------------------------------------------------------------------
+
+
+def encode(batch: pa.RecordBatch | pa.Table, schema: ValueSchema) -> pa.BinaryArray | pa.LargeBinaryArray:
+    """The packed value of every row. The batch has `event_time` and the schema's features, among other columns."""
+    batches = batch.to_batches() if isinstance(batch, pa.Table) else [batch]
+    packed = [_encode_batch(part, schema) for part in batches]
+    return _narrowed(pa.concat_arrays([pa.array([], pa.large_binary()), *packed]))
+
+
+def _encode_batch(batch: pa.RecordBatch, schema: ValueSchema) -> pa.LargeBinaryArray:
+    event_time = _column(batch, EVENT_TIME, _ARROW["timestamp"])
+    if event_time.null_count:
+        raise CodecError(f"column '{EVENT_TIME}' has {event_time.null_count} null(s)")
+    columns = [_feature(batch, name, kind) for name, kind in zip(schema.names, schema.types, strict=True)]
+
+    # A row of this matrix is everything before the first length.
+    fixed = np.zeros(batch.num_rows, _fixed_layout(schema))
+    fixed["version"] = CODEC_VERSION
+    fixed["schema"] = schema.fingerprint
+    fixed[EVENT_TIME] = _numbers(event_time, "int64")
+    for position, (kind, column) in enumerate(zip(schema.types, columns, strict=True)):
+        if column.null_count:
+            fixed["nulls"][:, position // 8] |= _is_null(column).astype("u1") << np.uint8(position % 8)
+        if kind.row.width:
+            fixed[str(position)] = _numbers(column, str(kind.row.codec))
+
+    pieces = [_rows_of(fixed)]
+    for kind, column in zip(schema.types, columns, strict=True):
+        if kind.element is not None:
+            pieces += _array_pieces(column, kind.element)
+        elif not kind.row.width:
+            pieces += _bytes_pieces(column)
+    return _joined(pieces)
+
+
+def _fixed_layout(schema: ValueSchema) -> np.dtype[np.void]:
+    """The header, the null bitmap and the fixed-width features, these named by their position."""
+    layout: list[tuple[str, str, tuple[int, ...]]] = [
+        ("version", "u1", ()),
+        ("schema", "<u4", ()),
+        (EVENT_TIME, "<i8", ()),
+        ("nulls", "u1", (_bitmap_size(len(schema.types)),)),
+    ]
+    for position, kind in enumerate(schema.types):
+        if kind.row.width:
+            layout.append((str(position), _NUMPY[str(kind.row.codec)], (2,) if kind.kind == "decimal" else ()))
+    return np.dtype(layout)
+
+
+def _bytes_pieces(column: pa.Array) -> list[pa.LargeBinaryArray]:
+    """A length and the bytes, per row of a string or binary column; a null is empty bytes."""
+    lengths = pc.binary_length(column).fill_null(0).to_numpy()
+    return [_lengths(lengths), column.cast(pa.large_binary())]
+
+
+def _array_pieces(column: pa.LargeListArray, element: DataType) -> list[pa.LargeBinaryArray]:
+    """A length with the element count, a null bitmap and the elements, per row of an array column.
+
+    The elements of a column lie one after another in its child, so the elements of a row are a slice of one buffer and
+    need no copying here: only offsets are computed.
+    """
+    counts = pc.list_value_length(column).fill_null(0).to_numpy()
+    items = column.flatten()
+    starts = _starts(counts)
+
+    bitmap_starts = _starts((counts + 7) // 8)
+    bitmap = np.zeros(bitmap_starts[-1], "u1")
+    null_items = np.flatnonzero(_is_null(items))
+    row = np.searchsorted(starts, null_items, side="right") - 1
+    within = null_items - starts[row]
+    np.bitwise_or.at(bitmap, bitmap_starts[row] + within // 8, (1 << within % 8).astype("u1"))
+
+    if element.row.width:
+        payload, payload_starts = _numbers(items, str(element.row.codec)), starts * element.row.width
+    else:
+        strings = _joined(_bytes_pieces(items))
+        item_starts, payload = _offsets_and_data(strings)
+        payload_starts = item_starts[starts]
+
+    present = ~_is_null(column)
+    lengths = np.where(present, 4 + np.diff(bitmap_starts) + np.diff(payload_starts), 0)
+    heads = np.stack([_lengths_matrix(lengths), counts.astype("<u4")], axis=1)
+    # A null array is only its length 0: its count is left out.
+    kept = np.stack([np.ones_like(present), present], axis=1)
+    return [
+        _binary(_starts(np.where(present, 8, 4)), heads[kept]),
+        _binary(bitmap_starts, bitmap),
+        _binary(payload_starts, payload),
+    ]
+
+
+def _feature(batch: pa.RecordBatch, name: str, kind: DataType) -> pa.Array:
+    column = _column(batch, name, _arrow_type(kind))
+    if kind.kind in _CALENDAR:
+        first, last = _CALENDAR[kind.kind]
+        numbers = column.cast(pa.int32() if kind.kind == "date" else pa.int64())
+        found = pc.min_max(numbers).as_py()
+        # Stored, it would make the whole row unreadable.
+        if found["min"] is not None and not first <= found["min"] <= found["max"] <= last:
+            raise CodecError(f"column '{name}' holds a {kind.kind} outside the years 1 to 9999")
+    return column
+
+
+def _column(batch: pa.RecordBatch, name: str, wanted: pa.DataType) -> pa.Array:
+    """The column, cast. Messages of Arrow's casts quote values, so they are not passed on."""
+    found = batch.schema.get_all_field_indices(name)
+    if len(found) != 1:
+        names = ", ".join(batch.schema.names)
+        raise CodecError(f"column '{name}' is there {len(found)} times, not once, in the batch ({names})")
+    column = batch.column(found[0])
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    # Arrow would parse '12' to a number and write a number as text: here that is a mistake.
+    if not pa.types.is_null(column.type) and _is_bytes(column.type) != _is_bytes(wanted):
+        raise CodecError(f"column '{name}' is {column.type}, which is no {wanted}")
+    if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
+        # Seen in Arrow 26: the cast leaves out the last offset. Spark and Parquet give plain lists.
+        raise CodecError(f"column '{name}' is {column.type}: hand it over as a list")
+    try:
+        return column.cast(wanted)
+    except pa.ArrowException:
+        raise CodecError(f"column '{name}' is {column.type} and holds what {wanted} cannot") from None
+
+
+def _arrow_type(kind: DataType) -> pa.DataType:
+    if kind.kind == "decimal":
+        return pa.decimal128(kind.precision, kind.scale)
+    if kind.element is not None:
+        return pa.large_list(_ARROW[kind.element.kind])
+    return _ARROW[kind.kind]
+
+
+def _is_bytes(arrow: pa.DataType) -> bool:
+    return arrow in _BYTES or pa.types.is_fixed_size_binary(arrow)
+
+
+def _is_null(column: pa.Array) -> npt.NDArray[np.bool_]:
+    return np.asarray(column.is_null().to_numpy(zero_copy_only=False))
+
+
+def _numbers(column: pa.Array, codec: str) -> npt.NDArray[Any]:
+    """A fixed-width column's values as they are stored, zeros for nulls; a decimal is two words."""
+    words = 2 if codec == "int128" else 1
+    dtype = np.dtype(_NUMPY[codec])
+    if not len(column):
+        return np.zeros((0, 2) if words == 2 else 0, dtype)
+    if codec == "bool":
+        column = column.cast(pa.uint8())
+    count, skipped = len(column) * words, column.offset * words * dtype.itemsize
+    numbers = np.frombuffer(column.buffers()[1], dtype, count=count, offset=skipped)
+    if words == 2:
+        numbers = numbers.reshape(-1, 2)
+    if column.null_count:
+        numbers = numbers.copy()
+        numbers[_is_null(column)] = 0
+    return numbers
+
+
+def _bitmap_size(bits: int) -> int:
+    return (bits + 7) // 8
+
+
+def _starts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each of the sizes begins when laid end to end, and the end of the last."""
+    starts = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=starts[1:])
+    return starts
+
+
+def _lengths_matrix(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+    if len(lengths) and lengths.max() > _LONGEST:
+        raise CodecError(f"a value of {lengths.max()} bytes is longer than {_LONGEST}")
+    return lengths.astype("<u4")
+
+
+def _lengths(lengths: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
+    return _rows_of(_lengths_matrix(lengths))
+
+
+def _rows_of(matrix: npt.NDArray[Any]) -> pa.LargeBinaryArray:
+    """Each element of a one-dimensional array as its bytes."""
+    return _binary(np.arange(len(matrix) + 1, dtype=np.int64) * matrix.itemsize, matrix)
+
+
+def _binary(starts: npt.NDArray[np.int64], data: npt.NDArray[Any]) -> pa.LargeBinaryArray:
+    flat = np.ascontiguousarray(data).reshape(-1).view("u1")
+    buffers = [None, pa.py_buffer(np.ascontiguousarray(starts)), pa.py_buffer(flat)]
+    return pa.Array.from_buffers(pa.large_binary(), len(starts) - 1, buffers)
+
+
+def _joined(pieces: list[pa.LargeBinaryArray]) -> pa.LargeBinaryArray:
+    """The pieces of each row, one after another; a null piece is empty."""
+    nothing = pa.scalar(b"", pa.large_binary())
+    return pc.binary_join_element_wise(*pieces, nothing, null_handling="replace", null_replacement=b"")
+
+
+def _narrowed(packed: pa.LargeBinaryArray) -> pa.BinaryArray | pa.LargeBinaryArray:
+    starts, _ = _offsets_and_data(packed)
+    return packed.cast(pa.binary()) if starts[-1] <= _MOST_BYTES_OF_BINARY else packed
+
+
+def _offsets_and_data(values: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Where each value of a binary array begins in its data, and the data."""
+    wide = pa.types.is_large_binary(values.type)
+    _, offsets, data = values.buffers()
+    dtype = np.dtype("<i8" if wide else "<i4")
+    if offsets is None or not len(values):
+        return np.zeros(1, np.int64), np.zeros(0, np.uint8)
+    starts = np.frombuffer(offsets, dtype, count=len(values) + 1, offset=values.offset * dtype.itemsize)
+    return starts.astype(np.int64), np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
+
+
+# Decoding ------------------------------------------------------------------------------------------------------------
+
+
+def decode(value: bytes, schema: ValueSchema) -> DecodedRow:
+    """A packed value's event_time and features; CodecError for bytes that `encode` would not write."""
+    _check_header(value)
+    if int.from_bytes(value[1:5], "little") != schema.fingerprint:
+        raise CodecError("the value was written under another schema: the feature group's features have changed")
+    try:
+        return _decode_body(value, schema)
+    except CodecError:
+        raise
+    except (struct.error, ValueError, OverflowError):
+        # Their messages quote the value.
+        raise CodecError(f"a value of {len(value)} bytes is damaged") from None
+
+
+def event_time_of(value: bytes) -> int:
+    """A packed value's event_time in microseconds, whatever its schema."""
+    _check_header(value)
+    _, _, event_time = HEADER.unpack_from(value)
+    return int(event_time)
+
+
+def event_times(values: pa.BinaryArray | pa.LargeBinaryArray) -> npt.NDArray[np.int64]:
+    """`event_time_of` every value of an array."""
+    if values.null_count:
+        raise CodecError(f"{values.null_count} of {len(values)} packed values are null")
+    starts, data = _offsets_and_data(values)
+    if (np.diff(starts) < HEADER.size).any() or (data[starts[:-1]] != CODEC_VERSION).any():
+        raise CodecError(f"not every value is a packed value of codec version {CODEC_VERSION}")
+    event_time = starts[:-1, None] + np.arange(HEADER.size - 8, HEADER.size)
+    return np.asarray(data[event_time].view("<i8").reshape(-1), np.int64)
+
+
+def _check_header(value: bytes) -> None:
+    if value[:1] != bytes([CODEC_VERSION]):
+        found = f"version {value[0]}" if value else "no bytes"
+        raise CodecError(f"expected codec version {CODEC_VERSION}, found {found}")
+    if len(value) < HEADER.size:
+        raise CodecError(f"a packed value has at least {HEADER.size} bytes, found {len(value)}")
+
+
+def _decode_body(value: bytes, schema: ValueSchema) -> DecodedRow:
+    _, _, event_time, bitmap, *fixed = struct.unpack_from(schema.fixed_format, value)
+    nulls = int.from_bytes(bitmap, "little")
+    if nulls & schema.spare_bits:
+        raise CodecError("the null bitmap has bits beyond the last feature")
+    position = struct.calcsize(schema.fixed_format)
+    stored = iter(fixed)
+    values: list[Any] = []
+    for index, kind in enumerate(schema.types):
+        raw: Any
+        if kind.row.width:
+            raw = next(stored)
+        else:
+            raw, position = _length_and_bytes(value, position)
+        values.append(_present_or_null(raw, kind, is_null=bool(nulls >> index & 1)))
+    if position != len(value):
+        raise CodecError(f"expected {position} bytes, found {len(value)}")
+    return DecodedRow(event_time, tuple(values))
+
+
+def _length_and_bytes(value: bytes, position: int) -> tuple[bytes, int]:
+    """The bytes behind a length at this position, and the position after them."""
+    (length,) = struct.unpack_from("<I", value, position)
+    end = position + 4 + length
+    if end > len(value):
+        raise CodecError(f"a value ends after {len(value)} bytes, within a length of {length} at byte {position}")
+    return value[position + 4 : end], end
+
+
+def _present_or_null(raw: Any, kind: DataType, *, is_null: bool) -> Any:
+    if not is_null:
+        return _python_value(raw, kind)
+    if raw.strip(b"\0") if kind.kind == "decimal" else raw:
+        raise CodecError(f"a null {kind.kind} has a value")
+    return None
+
+
+def _python_value(raw: Any, kind: DataType) -> Any:
+    match kind.kind:
+        case "boolean":
+            if raw > 1:
+                raise CodecError("a boolean is neither 0 nor 1")
+            return bool(raw)
+        case "date":
+            return date.fromordinal(_EPOCH_DAY + raw)
+        case "timestamp":
+            return _EPOCH + timedelta(microseconds=raw)
+        case "decimal":
+            unscaled = int.from_bytes(raw, "little", signed=True)
+            if abs(unscaled) >= 10**kind.precision:
+                raise CodecError(f"a {kind.spark} has too many digits")
+            # From text: arithmetic would round to the context's 28 digits.
+            return Decimal(f"{unscaled}E-{kind.scale}")
+        case "string":
+            return raw.decode()
+        case "array":
+            assert kind.element is not None
+            return _python_list(raw, kind.element)
+        case _:
+            return raw
+
+
+def _python_list(raw: bytes, element: DataType) -> list[Any]:
+    (count,) = struct.unpack_from("<I", raw)
+    position = 4 + _bitmap_size(count)
+    # Before anything of this size is made: a damaged count may be 4 billion.
+    if position + count * (element.row.width or 4) > len(raw):
+        raise CodecError(f"an array of {len(raw)} bytes cannot have {count} elements")
+    nulls = int.from_bytes(raw[4:position], "little")
+    if nulls >> count:
+        raise CodecError("the null bitmap of an array has bits beyond its last element")
+    items: list[Any] = []
+    if element.row.width:
+        layout = f"<{count}{_STRUCT[str(element.row.codec)]}"
+        items.extend(struct.unpack_from(layout, raw, position))
+        position += struct.calcsize(layout)
+    else:
+        for _ in range(count):
+            item, position = _length_and_bytes(raw, position)
+            items.append(item)
+    if position != len(raw):
+        raise CodecError(f"an array of {count} elements is {position} bytes, found {len(raw)}")
+    if not nulls and element.kind not in ("boolean", "string"):
+        return items
+    return [_present_or_null(item, element, is_null=bool(nulls >> index & 1)) for index, item in enumerate(items)]
+
+
+# Keys ----------------------------------------------------------------------------------------------------------------
+
+
+def encode_keys(
+    batch: pa.RecordBatch | pa.Table,
+    entity_name: str,
+    *,
+    key_names: Sequence[str],
+    key_types: Sequence[DataType],
+    prefix: str,
+) -> pa.BinaryArray | pa.LargeBinaryArray:
+    """The key of every row's entity. A null key is an error: the caller drops and counts such rows."""
+    start = pa.scalar(_key_start(prefix, entity_name, key_types), pa.large_string())
+    bar, nothing = pa.scalar("|", pa.large_string()), pa.scalar("", pa.large_string())
+    keys = [pa.array([], pa.large_binary())]
+    for part in batch.to_batches() if isinstance(batch, pa.Table) else [batch]:
+        texts = []
+        for name, kind in zip(key_names, key_types, strict=True):
+            column = _column(part, name, _arrow_type(kind))
+            if column.null_count:
+                raise CodecError(f"key '{name}' has {column.null_count} null(s)")
+            texts.append(_key_texts(column, kind))
+        values = pc.binary_join_element_wise(*texts, bar)
+        keys.append(pc.binary_join_element_wise(start, values, nothing).cast(pa.large_binary()))
+    return _narrowed(pa.concat_arrays(keys))
+
+
+def encode_key(values: Sequence[object], entity_name: str, *, key_types: Sequence[DataType], prefix: str) -> bytes:
+    """The key of one entity, equal to what `encode_keys` writes for it."""
+    start = _key_start(prefix, entity_name, key_types)
+    if len(values) != len(key_types):
+        raise CodecError(f"entity '{entity_name}' has {len(key_types)} key(s), found {len(values)} value(s)")
+    try:
+        texts = [_key_text(value, kind) for value, kind in zip(values, key_types, strict=True)]
+        return (start + "|".join(texts)).encode()
+    except UnicodeEncodeError:
+        raise CodecError(f"a key of entity '{entity_name}' is not valid text") from None
+
+
+def _key_start(prefix: str, entity_name: str, key_types: Sequence[DataType]) -> str:
+    for what, text in (("key prefix", prefix), ("entity name", entity_name)):
+        if not text or ":" in text:
+            raise CodecError(f"a {what} is not empty and has no ':', found '{text}'")
+    for kind in key_types:
+        if kind.kind not in KEY_TYPES:
+            raise CodecError(f"entity '{entity_name}': a key cannot be {kind.spark}")
+    if not key_types:
+        raise CodecError(f"entity '{entity_name}' has no key")
+    return f"{prefix}:{entity_name}:"
+
+
+def _key_texts(column: pa.Array, kind: DataType) -> pa.LargeStringArray:
+    text = pa.large_string()
+    match kind.kind:
+        case "string":
+            return pc.replace_substring(pc.replace_substring(column, "\\", "\\\\"), "|", "\\|")
+        case "timestamp":
+            return column.cast(pa.int64()).cast(text)
+        case "decimal":
+            return _decimal_texts(column, kind)
+        case "binary":
+            starts, data = _offsets_and_data(column)
+            digits = np.array([list(f"{byte:02x}".encode()) for byte in range(256)], np.uint8)
+            used = data[starts[0] : starts[-1]]
+            return _binary((starts - starts[0]) * 2, digits[used]).cast(text)
+        case _:
+            return column.cast(text)
+
+
+def _decimal_texts(column: pa.Decimal128Array, kind: DataType) -> pa.LargeStringArray:
+    """Plain digits at the declared scale; Arrow's own cast turns to 1E-7 for small values."""
+    whole = pa.Array.from_buffers(
+        pa.decimal128(kind.precision, 0), len(column), column.buffers(), offset=column.offset
+    ).cast(pa.large_string())
+    if not kind.scale:
+        return whole
+    digits = pc.utf8_lpad(pc.utf8_ltrim(whole, "-"), kind.scale + 1, "0")
+    sign = pc.if_else(pc.starts_with(whole, "-"), pa.scalar("-", pa.large_string()), pa.scalar("", pa.large_string()))
+    before = pc.utf8_slice_codeunits(digits, 0, stop=-kind.scale)
+    after = pc.utf8_slice_codeunits(digits, -kind.scale)
+    nothing, point = pa.scalar("", pa.large_string()), pa.scalar(".", pa.large_string())
+    return pc.binary_join_element_wise(sign, before, point, after, nothing)
+
+
+def _key_text(value: object, kind: DataType) -> str:
+    text: str | None = None
+    match kind.kind, value:
+        case "string", str():
+            text = value.replace("\\", "\\\\").replace("|", "\\|")
+        case "boolean", bool() | np.bool_():
+            text = "true" if value else "false"
+        case (("int" | "bigint"), int() | np.integer()) if not isinstance(value, bool):
+            number = operator.index(value)
+            limit = 1 << 8 * (TYPES[kind.kind].width or 0) - 1
+            text = str(number) if -limit <= number < limit else None
+        case "date", date() if not isinstance(value, datetime):
+            text = value.isoformat()
+        case "timestamp", datetime():
+            # A naive time is UTC, everywhere in Tidemark.
+            aware = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
+            text = str((aware - _EPOCH) // _MICROSECOND)
+        case "decimal", Decimal():
+            text = _decimal_text(value, kind)
+        case "binary", bytes():
+            text = value.hex()
+    if text is None:
+        raise CodecError(f"a key of type {kind.spark} cannot be this {type(value).__name__}")
+    return text
+
+
+def _decimal_text(value: Decimal, kind: DataType) -> str | None:
+    """Plain digits at the declared scale, or None where it does not fit."""
+    exact = Context(prec=kind.precision, traps=[Inexact, InvalidOperation])
+    try:
+        scaled = value.quantize(Decimal((0, (1,), -kind.scale)), context=exact)
+    except (Inexact, InvalidOperation):
+        return None
+    # Arrow has no negative zero.
+    return format(scaled or abs(scaled), "f") if scaled.is_finite() else None

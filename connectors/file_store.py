@@ -1,0 +1,140 @@
+"""Small files in a lake (registry snapshots, manifests) without Spark: one protocol, an implementation a scheme.
+
+    uri -> open_file_store -> FileStore
+
+Big data goes through Spark; what needs "only one may win" or "no JVM" goes through here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from feature_defs.errors import LakeError, near_miss
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file below a folder: its path from that folder, its bytes, and when it last changed (microseconds UTC)."""
+
+    path: str
+    size: int
+    modified_us: int
+
+
+class FileStore(Protocol):
+    """Files by URI. A missing file is FileNotFoundError, one in the way FileExistsError, the rest LakeError."""
+
+    def list_files(self, uri: str) -> list[FileInfo]:
+        """Every file below a folder, sorted by path; none when the folder is missing."""
+
+    def read(self, uri: str) -> bytes: ...
+
+    def create(self, uri: str, content: bytes) -> None:
+        """Write a whole new file; of two creators at once exactly one succeeds and no reader sees half a file."""
+
+    def rename(self, uri: str, to: str) -> None:
+        """Move a file or folder; the target must not exist."""
+
+    def delete(self, uri: str) -> None:
+        """Remove a file or a folder with all it holds; nothing happens when it is missing."""
+
+
+class LocalFileStore:
+    """`file:` URIs on this machine."""
+
+    def list_files(self, uri: str) -> list[FileInfo]:
+        root = local_path(uri)
+
+        def listing() -> list[FileInfo]:
+            found = []
+            for folder, _, names in os.walk(root):
+                for name in names:
+                    path = Path(folder, name)
+                    status = path.stat()
+                    found.append(
+                        FileInfo(path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns // 1000)
+                    )
+            return sorted(found, key=lambda file: file.path)
+
+        return _told("list", uri, listing)
+
+    def read(self, uri: str) -> bytes:
+        return _told("read", uri, local_path(uri).read_bytes)
+
+    def create(self, uri: str, content: bytes) -> None:
+        path = local_path(uri)
+
+        def link() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, draft = tempfile.mkstemp(dir=path.parent, prefix="._")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.link(draft, path)  # unlike rename, link fails when the name is taken: of two creators one wins
+            finally:
+                Path(draft).unlink()
+
+        _told("create", uri, link)
+
+    def rename(self, uri: str, to: str) -> None:
+        source, target = local_path(uri), local_path(to)
+
+        def move() -> None:
+            if target.exists():
+                raise FileExistsError(str(target))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
+
+        _told("rename", uri, move)
+
+    def delete(self, uri: str) -> None:
+        path = local_path(uri)
+
+        def remove() -> None:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+        _told("delete", uri, remove)
+
+
+def _told(verb: str, uri: str, action: Callable[[], Result]) -> Result:
+    """Run a file operation; what the operating system refuses is said with the path and what to look at."""
+    try:
+        return action()
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError as error:
+        hint = "check that the lake's folder exists, is a folder, has room and that this user may write there"
+        raise LakeError(f"Lake path '{uri}'", f"cannot {verb} it: {error.strerror or error}", hint=hint) from error
+
+
+def local_path(uri: str) -> Path:
+    """`file:/a/b` and `file:///a/b` -> /a/b."""
+    return Path(unquote(urlsplit(uri).path))
+
+
+_SCHEMES: dict[str, Callable[[], FileStore]] = {"file": LocalFileStore}
+
+
+def open_file_store(uri: str) -> FileStore:
+    """The store for a URI's scheme."""
+    scheme = urlsplit(uri).scheme
+    if scheme not in _SCHEMES:
+        known = ", ".join(f"{name}:" for name in _SCHEMES)
+        problem = f"scheme '{scheme}:' has no file store here, expected one of {known}"
+        hint = near_miss(scheme, _SCHEMES) + "point the lake at such a path in the profile"
+        raise LakeError(f"Lake path '{uri}'", problem, hint=hint)
+    return _SCHEMES[scheme]()

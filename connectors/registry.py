@@ -1,0 +1,96 @@
+"""The registry: immutable, numbered snapshots of all definitions, as JSON files in the lake.
+
+    ROOT/00000001.json, ROOT/00000002.json, ...
+
+A snapshot is created exclusively, so of two racing applies one wins and the other is told so. Nothing else is stored:
+the newest number is what is in force, history is the older ones, and reading needs neither Spark nor a database.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from connectors.file_store import FileStore
+from connectors.lakes import joined
+from feature_defs import snapshot
+from feature_defs.errors import LakeError, RegistryConflict
+from feature_defs.model import Definitions
+
+_NAME = re.compile(r"(\d{8})\.json")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All definitions as they were applied once: the number, when (ISO 8601 UTC), by whom, and why."""
+
+    number: int
+    applied_at: str
+    applied_by: str
+    message: str
+    definitions: Definitions
+    plain: dict[str, Any]
+
+    def fingerprint(self, group: str) -> str:
+        return str(self.plain["groups"][group]["fingerprint"])
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The snapshots under one folder."""
+
+    files: FileStore
+    root: str
+
+    def numbers(self) -> list[int]:
+        names = (_NAME.fullmatch(file.path) for file in self.files.list_files(self.root))
+        return sorted(int(name[1]) for name in names if name)
+
+    def latest(self) -> Snapshot | None:
+        """The snapshot in force; None before the first apply."""
+        numbers = self.numbers()
+        return self.read(numbers[-1]) if numbers else None
+
+    def read(self, number: int) -> Snapshot:
+        uri = self._uri(number)
+        try:
+            document = json.loads(self.files.read(uri))
+            if document["format"] != snapshot.FORMAT:
+                problem = f"has format {document['format']}, this Tidemark reads {snapshot.FORMAT}"
+                raise LakeError(f"Registry snapshot {number}", problem, hint="upgrade Tidemark")
+            definitions = snapshot.from_plain(document["definitions"])
+        except FileNotFoundError as error:
+            hint = "`tidemark history` lists the snapshots there are"
+            raise LakeError(f"Registry snapshot {number}", "does not exist", hint=hint) from error
+        except (ValueError, KeyError, TypeError) as error:
+            problem = f"cannot be read ({type(error).__name__}): {uri}"
+            hint = "restore the file from a backup or a replica; snapshots are never edited"
+            raise LakeError(f"Registry snapshot {number}", problem, hint=hint) from error
+        told = {name: str(document[name]) for name in ("applied_at", "applied_by", "message")}
+        return Snapshot(number, definitions=definitions, plain=document["definitions"], **told)
+
+    def commit(self, definitions: Definitions, *, after: int, applied_at: str, applied_by: str, message: str) -> int:
+        """Write the snapshot behind number `after` (0: the first); RegistryConflict when another is there already."""
+        number = after + 1
+        document = {
+            "format": snapshot.FORMAT,
+            "number": number,
+            "applied_at": applied_at,
+            "applied_by": applied_by,
+            "message": message,
+            "definitions": snapshot.to_plain(definitions),
+        }
+        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        try:
+            self.files.create(self._uri(number), text.encode())
+        except FileExistsError as error:
+            winner = self.read(number)
+            problem = f"snapshot {number} was applied meanwhile by {winner.applied_by} at {winner.applied_at}"
+            hint = "run `tidemark plan` against it, then `tidemark apply` again; nothing of yours was written"
+            raise RegistryConflict("Registry", problem, hint=hint) from error
+        return number
+
+    def _uri(self, number: int) -> str:
+        return joined(self.root, f"{number:08d}.json")

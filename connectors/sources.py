@@ -1,0 +1,88 @@
+"""A Source -> a DataFrame of its raw rows, held against the schema it declares.
+
+Nothing is inferred: csv and json are read with the declared schema, and a row that does not fit it is marked in the
+column `UNREADABLE` for the quarantine. Columns that the schema does not name are dropped and reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StringType, StructType
+
+from connectors.lakes import Lakes
+from feature_defs import data_types
+from feature_defs.errors import DataError, listed, near_miss
+from feature_defs.model import Source
+
+UNREADABLE = "_unreadable"
+_TEXT_FORMATS = ("csv", "json")
+_READ_OPTIONS = {
+    # enforceSchema=false makes Spark compare a csv file's header with the schema instead of trusting its order
+    "csv": {"header": "true", "enforceSchema": "false", "mode": "PERMISSIVE", "columnNameOfCorruptRecord": UNREADABLE},
+    "json": {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": UNREADABLE},
+}
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """The raw rows, and the columns found that the schema does not name."""
+
+    rows: DataFrame
+    extra_columns: tuple[str, ...]
+
+
+def read_source(spark: SparkSession, source: Source, lakes: Lakes) -> SourceRows:
+    """The source's rows with the declared columns first to last; DataError when they are not what was declared."""
+    subject = f"Source '{source.name}'"
+    uri = lakes.uri(source.path)
+    reader = spark.read.format(source.format).options(**_READ_OPTIONS.get(source.format, {}))
+    if source.format in _TEXT_FORMATS:
+        reader = reader.schema(_declared(source).add(UNREADABLE, StringType()))
+    try:
+        found = reader.load(uri)
+        empty = found.isEmpty()
+    except AnalysisException as error:
+        raise _unreadable(subject, uri, source, error) from error
+    if empty:
+        hint = "check the path and that the step before has written; nothing was changed"
+        raise DataError(subject, f"holds no rows: {uri}", hint=hint)
+    if source.schema is None:
+        return SourceRows(found.select("*", F.lit(None).cast("string").alias(UNREADABLE)), ())
+    if source.format in _TEXT_FORMATS:
+        return SourceRows(found, ())
+    _check_schema(subject, source, found.schema)
+    extra = tuple(name for name in found.columns if name not in source.schema)
+    return SourceRows(found.select(*source.schema, F.lit(None).cast("string").alias(UNREADABLE)), extra)
+
+
+def _declared(source: Source) -> StructType:
+    text = ", ".join(f"`{name}` {data_types.parse(kind).spark}" for name, kind in (source.schema or {}).items())
+    return cast("StructType", StructType.fromDDL(text))  # a list of columns is always a struct
+
+
+def _check_schema(subject: str, source: Source, found: StructType) -> None:
+    types = {field.name: field.dataType.simpleString() for field in found.fields}
+    wrong = []
+    for name, text in (source.schema or {}).items():
+        expected = data_types.parse(text).spark
+        if name not in types:
+            wrong.append(f"column '{name}' is missing ({near_miss(name, types) or 'found: '}{listed(types)})")
+        elif types[name].replace("timestamp_ntz", "timestamp") != expected.replace("timestamp_ntz", "timestamp"):
+            wrong.append(f"column '{name}' is {types[name]}, declared {expected}")
+    if wrong:
+        hint = "the source changed: correct its schema in the definition, or the source; nothing was written"
+        raise DataError(subject, "; ".join(wrong), hint=hint)
+
+
+def _unreadable(subject: str, uri: str, source: Source, error: AnalysisException) -> DataError:
+    condition = error.getCondition() or ""
+    if condition in ("PATH_NOT_FOUND", "UNABLE_TO_INFER_SCHEMA") or "DELTA_PATH_DOES_NOT_EXIST" in condition:
+        hint = "check the path, the profile's [lakes], and that the step before has written"
+        return DataError(subject, f"there is no {source.format} data at {uri} (path '{source.path}')", hint=hint)
+    first_line = str(error).splitlines()[0]
+    return DataError(subject, f"cannot be read as {source.format}: {first_line}", hint="check format= and schema=")

@@ -1,0 +1,417 @@
+"""Every rule that a set of definitions must meet, found without Spark and all at once.
+
+    objects of a folder -> check -> (Definitions, ()) or (None, faults)
+
+Each rule is a small generator of faults; a fault names the object, what is wrong with it, and the next action.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from feature_defs import data_types, durations, expressions
+from feature_defs.aggregates import AGGREGATES
+from feature_defs.errors import Fault, listed, near_miss
+from feature_defs.model import (
+    CREATED_TIME,
+    EVENT_TIME,
+    FEATURE_KINDS,
+    OFFLINE_FORMATS,
+    SEVERITIES,
+    SOURCE_FORMATS,
+    STATUSES,
+    Aggregate,
+    Definition,
+    Definitions,
+    Entity,
+    Expectation,
+    Feature,
+    FeatureGroup,
+    FeatureSelection,
+    Service,
+    Source,
+    TransformReference,
+)
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_PATH = re.compile(r"lake://[A-Za-z][A-Za-z0-9_-]*/[^\s]+")
+_MISSING_SCHEMA = ("csv", "json")
+RESERVED = (EVENT_TIME, CREATED_TIME)
+
+Found = Iterator[tuple[str, str]]  # (problem, hint)
+Word = TypeVar("Word", bound=Definition)
+
+
+def check(objects: Sequence[Definition]) -> tuple[Definitions | None, tuple[Fault, ...]]:
+    """All definitions by name when they are sound, else every fault."""
+    faults: list[Fault] = []
+    definitions = Definitions(
+        entities=_by_name(objects, Entity, faults),
+        sources=_by_name(objects, Source, faults),
+        groups=_by_name(objects, FeatureGroup, faults),
+        services=_by_name(objects, Service, faults),
+    )
+    for entity in definitions.entities.values():
+        faults += _faults(entity, _entity(entity))
+    for source in definitions.sources.values():
+        faults += _faults(source, _source(source))
+    for group in definitions.groups.values():
+        faults += _faults(group, _group(group, definitions))
+        for feature in group.features if _is_list(group.features) else ():
+            if isinstance(feature, Feature):
+                faults += _feature_faults(group, feature, definitions)
+    for service in definitions.services.values():
+        faults += _faults(service, _service(service, definitions))
+    return (None, tuple(sorted(faults))) if faults else (definitions, ())
+
+
+def subject_of(definition: Definition) -> str:
+    return f"{type(definition).__name__} '{definition.name}'"
+
+
+def _by_name(objects: Sequence[Definition], word: type[Word], faults: list[Fault]) -> Mapping[str, Word]:
+    found: dict[str, Word] = {}
+    for item in objects:
+        if not isinstance(item, word):
+            continue
+        first = found.setdefault(str(item.name), item)
+        if first is not item:
+            problem = f"the name is taken by {first.at.file}:{first.at.line}"
+            faults.append(Fault(item.at.file, item.at.line, subject_of(item), problem, "rename one of the two"))
+    return found
+
+
+def _faults(definition: Definition, found: Found) -> list[Fault]:
+    at = definition.at
+    return [Fault(at.file, at.line, subject_of(definition), problem, hint) for problem, hint in found]
+
+
+def _feature_faults(group: FeatureGroup, feature: Feature, definitions: Definitions) -> list[Fault]:
+    subject = f"Feature '{group.name}.{feature.name}'"
+    at = feature.at if feature.at.file else group.at
+    found = _feature(group, feature, definitions)
+    return [Fault(at.file, at.line, subject, problem, hint) for problem, hint in found]
+
+
+# one word at a time
+
+
+def _entity(entity: Entity) -> Found:
+    yield from _name(entity.name)
+    if not isinstance(entity.keys, Mapping) or not entity.keys:
+        yield "keys must map at least one column to a type", 'write keys={"customer_id": "string"}'
+        return
+    for column, type_text in entity.keys.items():
+        yield from _column_name("key", column)
+        if column in RESERVED:
+            yield (
+                f"key '{column}' has a reserved name",
+                f"{EVENT_TIME} and {CREATED_TIME} are the two clocks; rename it",
+            )
+        kind, faults = _parsed(f"key '{column}'", type_text)
+        yield from faults
+        if kind and kind.kind not in data_types.KEY_TYPES:
+            yield (
+                f"key '{column}' has type {kind.spark}, which cannot be a key",
+                f"use one of {', '.join(data_types.KEY_TYPES)}",
+            )
+
+
+def _source(source: Source) -> Found:
+    yield from _name(source.name)
+    if not isinstance(source.path, str) or not _PATH.fullmatch(source.path):
+        yield f"path {source.path!r} is not a logical path", "write lake://NAME/path; a profile says where NAME is"
+    yield from _one_of("format", source.format, SOURCE_FORMATS)
+    if source.schema is None:
+        if source.format in _MISSING_SCHEMA:
+            yield f"format {source.format} needs a schema", 'add schema={"column": "type", ...}'
+    elif not isinstance(source.schema, Mapping) or not source.schema:
+        yield "schema must map columns to types", 'write schema={"amount": "double"}'
+    else:
+        for column, type_text in source.schema.items():
+            yield from _parsed(f"column '{column}'", type_text)[1]
+        for clock, name in ((EVENT_TIME, source.event_time), (CREATED_TIME, source.created_time)):
+            if name is not None:
+                yield from _known_column(clock, name, source.schema, f"the schema of source '{source.name}'")
+                yield from _clock_type(clock, name, source.schema)
+    if source.filter is not None:
+        known = tuple(source.schema) if isinstance(source.schema, Mapping) else None
+        yield from _sql("filter", source.filter, known, f"source '{source.name}'")
+
+
+def _clock_type(clock: str, column: str, schema: Mapping[str, str]) -> Found:
+    kind, _ = _parsed(column, schema.get(column, "timestamp"))
+    if kind and kind.kind not in ("timestamp", "timestamp_ntz", "date"):
+        yield (
+            f"{clock} '{column}' has type {kind.spark}, expected timestamp or date",
+            "declare it as timestamp; csv and json text in ISO 8601 is read as UTC",
+        )
+
+
+def _group(group: FeatureGroup, definitions: Definitions) -> Found:
+    yield from _name(group.name)
+    yield from _reference("entity", group.entity_name, definitions.entities)
+    yield from _reference("source", group.source_name, definitions.sources)
+    yield from _one_of("offline", group.offline, OFFLINE_FORMATS)
+    yield from _version(group.version)
+    yield from _duration("ttl", group.ttl)
+    yield from _duration("every", group.every)
+    yield from _tags(group.tags)
+    if group.status is not None:
+        yield from _one_of("status", group.status, STATUSES)
+    if not (group.transform is None or callable(group.transform) or isinstance(group.transform, TransformReference)):
+        yield "transform is not a function", "give a function that takes a DataFrame and returns one"
+    if not _is_list(group.features) or not group.features:
+        yield "has no features", 'write features=[Feature("amount", "double")]'
+        return
+    for item in group.features:
+        if not isinstance(item, Feature):
+            yield f"features holds {type(item).__name__}", "each item is Feature(name, type, expression)"
+    features = [item for item in group.features if isinstance(item, Feature)]
+    yield from _repeated("feature", [feature.name for feature in features])
+    yield from _keys_of_group(group, definitions)
+    yield from _cycle(features)
+    if group.every and not group.aggregates:
+        yield "has every= but no Aggregate", "every= cuts aggregates on a grid; leave it out, or aggregate"
+    if group.skip_nulls and group.aggregates:
+        yield "has skip_nulls= with aggregates", "aggregates skip nulls already; leave skip_nulls out"
+    for expectation in group.expectations:
+        yield from _expectation(expectation, [*_key_names(group, definitions), EVENT_TIME, *(f.name for f in features)])
+
+
+def _key_names(group: FeatureGroup, definitions: Definitions) -> tuple[str, ...]:
+    entity = definitions.entities.get(group.entity_name)
+    return tuple(entity.keys) if entity and isinstance(entity.keys, Mapping) else ()
+
+
+def _keys_of_group(group: FeatureGroup, definitions: Definitions) -> Found:
+    keys = _key_names(group, definitions)
+    for feature in group.features:
+        if isinstance(feature, Feature) and feature.name in keys:
+            yield f"feature '{feature.name}' has the name of a key", "rename the feature"
+    source = definitions.sources.get(group.source_name)
+    if source is None or not isinstance(source.schema, Mapping) or group.transform is not None:
+        return
+    for key in keys:
+        if key not in source.schema:
+            yield (
+                f"key '{key}' is not a column of source '{source.name}' ({listed(source.schema)})",
+                near_miss(key, source.schema) + "rename it in the source or in the entity",
+            )
+
+
+def _cycle(features: Sequence[Feature]) -> Found:
+    """Expressions may name other features of the group, but not in a circle."""
+    names = {feature.name for feature in features}
+    needs = {feature.name: _needs(feature) & names - {feature.name} for feature in features}
+    while needs:
+        free = [name for name, needed in needs.items() if not needed & needs.keys()]
+        if not free:
+            yield f"features {', '.join(needs)} need one another", "write one of them from the source's columns"
+            return
+        for name in free:
+            del needs[name]
+
+
+def _needs(feature: Feature) -> set[str]:
+    if not isinstance(feature.expression, str):
+        return set()
+    try:
+        return set(expressions.columns(feature.expression))
+    except expressions.ExpressionFault:
+        return set()
+
+
+def _feature(group: FeatureGroup, feature: Feature, definitions: Definitions) -> Found:
+    yield from _column_name("feature", feature.name)
+    if feature.name in RESERVED:
+        yield "has a reserved name", f"{EVENT_TIME} and {CREATED_TIME} are the two clocks; rename the feature"
+    kind, faults = _parsed("type", feature.type)
+    yield from faults
+    if kind and not kind.is_feature_type:
+        yield (
+            f"type {kind.spark} cannot be a feature",
+            f"use one of {', '.join(data_types.FEATURE_TYPES)}; arrays hold {', '.join(data_types.ARRAY_ELEMENTS)}",
+        )
+    if feature.kind is not None:
+        yield from _one_of("kind", feature.kind, FEATURE_KINDS)
+    yield from _tags(feature.tags)
+    yield from _expression(group, feature, definitions)
+    if not _is_list(feature.allowed_values):
+        yield "allowed_values is not a list", 'write allowed_values=["bronze", "silver"]'
+
+
+def _expression(group: FeatureGroup, feature: Feature, definitions: Definitions) -> Found:
+    source = definitions.sources.get(group.source_name)
+    schema = source.schema if source and isinstance(source.schema, Mapping) else None
+    rows = tuple(schema) if schema is not None and group.transform is None else None
+    where = f"source '{group.source_name}'"
+    match feature.expression:
+        case Aggregate():
+            yield from _aggregate(group, feature.expression, rows)
+        case None if group.aggregates:
+            yield "has no expression in a group with aggregates", "give it an Aggregate or an expression of features"
+        case None:
+            if rows is not None and feature.name not in rows:
+                yield (
+                    f"is not a column of {where} ({listed(rows)})",
+                    near_miss(feature.name, rows) + "give the feature an expression, or name a column",
+                )
+        case str():
+            others = tuple(other.name for other in group.features if isinstance(other, Feature))
+            if group.aggregates:
+                known: tuple[str, ...] | None = (*_key_names(group, definitions), EVENT_TIME, *others)
+                where = "the group's features and keys (an expression beside aggregates sees those, not the source)"
+            else:
+                known = (*rows, *others) if rows is not None else None
+            yield from _sql("expression", feature.expression, known, where)
+        case _:
+            yield f"expression is {type(feature.expression).__name__}", "give Spark SQL as text, or an Aggregate"
+
+
+def _aggregate(group: FeatureGroup, aggregate: Aggregate, rows: tuple[str, ...] | None) -> Found:
+    yield from _one_of("aggregate", aggregate.function, tuple(AGGREGATES))
+    function = AGGREGATES.get(aggregate.function)
+    if function and function.needs_column and aggregate.column is None:
+        yield f"aggregate {aggregate.function} has no column", f'write Aggregate("{aggregate.function}", "amount")'
+    for label, text in (("aggregate column", aggregate.column), ("where", aggregate.where)):
+        if text is not None:
+            yield from _sql(label, text, rows, f"source '{group.source_name}'")
+    yield from _duration("window", aggregate.window)
+    if aggregate.window and group.every:
+        try:
+            window, every = durations.microseconds(aggregate.window), durations.microseconds(group.every)
+        except durations.DurationFault:
+            return
+        if window % every:
+            yield (
+                f"window {aggregate.window} is not a multiple of every={group.every}",
+                "make it one, or make the grid finer",
+            )
+
+
+def _expectation(expectation: object, known: Sequence[str]) -> Found:
+    if not isinstance(expectation, Expectation):
+        yield f"expectations holds {type(expectation).__name__}", 'write Expectation("positive", "amount > 0")'
+        return
+    yield from ((f"expectation: {problem}", hint) for problem, hint in _name(expectation.name))
+    yield from _one_of("severity", expectation.severity, SEVERITIES)
+    yield from _sql(f"expectation '{expectation.name}'", expectation.condition, tuple(known), "the group's columns")
+
+
+def _service(service: Service, definitions: Definitions) -> Found:
+    yield from _name(service.name)
+    yield from _version(service.version)
+    yield from _tags(service.tags)
+    if not _is_list(service.features) or not service.features:
+        yield "has no features", 'write features=[group["feature"]]'
+        return
+    chosen: list[str] = []
+    for item in service.features:
+        if not isinstance(item, FeatureGroup | FeatureSelection | str):
+            yield f"features holds {type(item).__name__}", 'each item is a group or group["feature", ...]'
+    items = [item for item in service.features if isinstance(item, FeatureGroup | FeatureSelection | str)]
+    for selection in Service("", items).selections:
+        yield from _reference("group", selection.group, definitions.groups)
+        group = definitions.groups.get(selection.group)
+        if group is None:
+            continue
+        names = [feature.name for feature in group.features if isinstance(feature, Feature)]
+        for name in selection.features or ():
+            if name not in names:
+                yield (
+                    f"feature '{name}' is not in group '{group.name}' ({listed(names)})",
+                    near_miss(name, names) + "name a feature of the group",
+                )
+        chosen += [f"{group.name}.{name}" for name in selection.features or names]
+    yield from _repeated("feature", chosen)
+
+
+# rules that several words share
+
+
+def _name(name: object) -> Found:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        yield f"name {name!r} is not usable", "start with a letter; lower-case letters, digits and _, at most 63"
+
+
+def _column_name(what: str, name: object) -> Found:
+    if not isinstance(name, str) or not _COLUMN.fullmatch(name):
+        yield f"{what} name {name!r} is not usable as a column", "use letters, digits and _, not starting with a digit"
+
+
+def _one_of(what: str, value: object, allowed: Sequence[str]) -> Found:
+    if value not in allowed:
+        yield f"{what} {value!r} is not known", near_miss(str(value), allowed) + f"use one of {', '.join(allowed)}"
+
+
+def _reference(what: str, name: object, known: Mapping[str, Any]) -> Found:
+    if not isinstance(name, str) or name not in known:
+        yield f"{what} '{name}' is not defined", near_miss(str(name), known) + f"known: {listed(known)}"
+
+
+def _version(version: object) -> Found:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        yield f"version {version!r} is not a version", "use a whole number from 1"
+
+
+def _duration(what: str, value: str | None) -> Found:
+    if value is None:
+        return
+    try:
+        durations.microseconds(value)
+    except durations.DurationFault as fault:
+        yield f"{what}: {fault}", f'write {what}="90d", or leave it out for no limit'
+
+
+def _tags(tags: object) -> Found:
+    if not _is_list(tags) or not all(isinstance(tag, str) for tag in tags):  # type: ignore[attr-defined]  # a list
+        yield f"tags is {tags!r}", 'write tags=["crm", "daily"]'
+
+
+def _repeated(what: str, names: Iterable[str]) -> Found:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            yield f"{what} '{name}' is there twice", "keep one of the two"
+        seen.add(name)
+
+
+def _known_column(what: str, column: str, known: Iterable[str], where: str) -> Found:
+    if column not in known:
+        yield f"{what} '{column}' is not in {where} ({listed(known)})", near_miss(column, known) + "name a column of it"
+
+
+def _parsed(what: str, type_text: object) -> tuple[data_types.DataType | None, list[tuple[str, str]]]:
+    try:
+        return data_types.parse(type_text), []
+    except data_types.TypeFault as fault:
+        close = near_miss(str(type_text), data_types.TYPES)
+        return None, [(f"{what}: {fault}", close + f"known types: {', '.join(data_types.FEATURE_TYPES)}")]
+
+
+def _sql(what: str, text: object, known: Sequence[str] | None, where: str) -> Found:
+    if not isinstance(text, str):
+        yield f"{what} is {type(text).__name__}", "write Spark SQL as text"
+        return
+    try:
+        found = expressions.columns(text)
+    except expressions.ExpressionFault as fault:
+        yield f"{what}: {fault}", "correct the Spark SQL"
+        return
+    if known is None:
+        return
+    lower = {name.lower() for name in known}
+    for column in found:
+        if column.lower() not in lower:
+            yield (
+                f"{what} names '{column}', which is not in {where} ({listed(known)})",
+                near_miss(column, known) + "name one of those",
+            )
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

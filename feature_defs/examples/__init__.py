@@ -1,0 +1,1 @@
+"""Definitions that ship with Tidemark, to read and to run."""

@@ -1,0 +1,1 @@
+"""A retailer: customers, purchases, web sessions and products, as one would define them."""

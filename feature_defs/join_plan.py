@@ -1,0 +1,92 @@
+"""The plan of a point-in-time join as frozen data: which columns of which tables meet the spine, by which rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from feature_defs import durations
+from feature_defs.errors import UsageError, listed
+from feature_defs.model import Definitions, Service
+
+KNOWN_BY = ("event", "spine")
+
+
+@dataclass(frozen=True)
+class GroupJoin:
+    """One group's part of a join. `columns` pairs a feature with its name in the result."""
+
+    group: str
+    version: int
+    keys: tuple[str, ...]
+    key_types: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
+    ttl_us: int | None
+    skip_nulls: bool
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return tuple(feature for feature, _ in self.columns)
+
+
+@dataclass(frozen=True)
+class TimeRules:
+    """Options of the as-of: a strict upper bound, and whether a row must be known (created) by the spine time."""
+
+    strict: bool = False
+    known_by: str = "event"
+
+
+@dataclass(frozen=True)
+class JoinPlan:
+    """A service joined to a spine."""
+
+    service: str
+    service_version: int
+    groups: tuple[GroupJoin, ...]
+    rules: TimeRules
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(output for group in self.groups for _, output in group.columns)
+
+
+def plan_join(
+    service: Service,
+    definitions: Definitions,
+    *,
+    spine_columns: Sequence[str] = (),
+    prefix: bool = False,
+    rules: TimeRules | None = None,
+) -> JoinPlan:
+    """The plan for a service; UsageError when two columns of the result would have one name."""
+    rules = rules or TimeRules()
+    if rules.known_by not in KNOWN_BY:
+        hint = f"use one of {', '.join(KNOWN_BY)}"
+        raise UsageError("Option known_by", f"'{rules.known_by}' is not known", hint=hint)
+    groups = tuple(
+        GroupJoin(
+            group=group.name,
+            version=group.version,
+            keys=tuple(definitions.entity_of(group).keys),
+            key_types=tuple(definitions.entity_of(group).keys.values()),
+            columns=tuple((f.name, f"{group.name}__{f.name}" if prefix else f.name) for f in features),
+            ttl_us=durations.microseconds(group.ttl) if group.ttl else None,
+            skip_nulls=group.skip_nulls,
+        )
+        for group, features in definitions.features_of(service)
+    )
+    plan = JoinPlan(service.name, service.version, groups, rules)
+    _refuse_collisions(plan, spine_columns)
+    return plan
+
+
+def _refuse_collisions(plan: JoinPlan, spine_columns: Sequence[str]) -> None:
+    taken = {name.lower(): "the spine" for name in spine_columns}
+    for group in plan.groups:
+        for _, output in group.columns:
+            owner = taken.setdefault(output.lower(), f"group '{group.group}'")
+            if owner != f"group '{group.group}'":
+                problem = f"column '{output}' comes from {owner} and from group '{group.group}'"
+                hint = f"use --prefix to name features GROUP__FEATURE, or rename it (spine: {listed(spine_columns)})"
+                raise UsageError(f"Service '{plan.service}'", problem, hint=hint)

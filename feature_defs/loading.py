@@ -1,0 +1,133 @@
+"""A folder of definition files -> Definitions, or every fault in it.
+
+The files are imported as one private package, so that they may import from each other with a leading dot
+(`from .customers import customer`); what counts is every definition that stands at the top level of a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.machinery
+import os
+import re
+import sys
+import traceback
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from feature_defs.checks import check
+from feature_defs.errors import DefinitionError, Fault, near_miss
+from feature_defs.model import WORDS, Aggregate, Definition, Definitions, Expectation, Feature, Location
+
+_CALLABLES = {word.__name__: word for word in (*WORDS, Feature, Aggregate, Expectation)}
+
+
+def load(folder: Path) -> Definitions:
+    """The checked definitions of a folder; DefinitionError holds all its faults."""
+    folder = folder.resolve()
+    files = _files(folder)
+    objects, faults = _import_all(folder, files)
+    definitions, found = check(objects)
+    broken = {fault.file for fault in faults}
+    # a file that failed to load hides its definitions: what others miss because of it is not a fault of theirs
+    faults += [fault for fault in found if not broken or "is not defined" not in fault.problem]
+    if faults or definitions is None:
+        raise DefinitionError(_shown(fault) for fault in faults)
+    return definitions
+
+
+def _files(folder: Path) -> list[Path]:
+    found = [path for path in folder.rglob("*.py") if not _hidden(path.relative_to(folder))] if folder.is_dir() else []
+    if not found:
+        problem = "holds no definition files" if folder.is_dir() else "is not a folder"
+        hint = 'name the folder of your definition files in the profile: definitions = "..."'
+        raise DefinitionError([Fault(_relative(folder), 0, "Definitions", problem, hint)])
+    return sorted(found)
+
+
+def _hidden(path: Path) -> bool:
+    """Caches, checkpoints and users' own tests (test_*.py) are no definitions."""
+    return any(part.startswith((".", "__", "test_")) for part in path.parts)
+
+
+def _import_all(folder: Path, files: Sequence[Path]) -> tuple[list[Definition], list[Fault]]:
+    package = _package(folder)
+    objects: dict[int, Definition] = {}
+    faults: dict[tuple[str, int, str], Fault] = {}
+    for path in files:
+        name = ".".join((package, *path.relative_to(folder).with_suffix("").parts))
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001 - whatever a user's file raises is a fault of that file
+            fault = _import_fault(folder, path, error)
+            faults.setdefault((fault.file, fault.line, fault.problem), fault)
+            continue
+        objects.update((id(item), item) for item in _definitions_in(vars(module).values()))
+    return list(objects.values()), list(faults.values())
+
+
+def _package(folder: Path) -> str:
+    """A fresh package over the folder (and its subfolders), never on sys.path and never cached from an earlier load."""
+    name = "_definitions_" + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+    for loaded in [loaded for loaded in sys.modules if loaded == name or loaded.startswith(name + ".")]:
+        del sys.modules[loaded]
+    importlib.invalidate_caches()
+    package = types.ModuleType(name)
+    package.__path__ = [str(folder)]
+    package.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    sys.modules[name] = package
+    return name
+
+
+def _definitions_in(values: Iterable[Any]) -> Iterator[Definition]:
+    for value in values:
+        if isinstance(value, WORDS):
+            yield value  # type: ignore[misc]  # WORDS are the members of Definition
+        elif isinstance(value, list | tuple):
+            yield from (item for item in value if isinstance(item, WORDS))  # type: ignore[misc]  # as above
+
+
+# what a user sees of a file that does not load
+
+
+def _import_fault(folder: Path, path: Path, error: Exception) -> Fault:
+    if isinstance(error, SyntaxError) and error.filename:
+        text = f": {error.text.strip()}" if error.text else ""
+        return Fault(error.filename, error.lineno or 0, "File", f"{error.msg}{text}", "correct the Python syntax")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _inside(folder, frame.filename)]
+    at = Location(frames[-1].filename, frames[-1].lineno or 0) if frames else Location(str(path), 0)
+    return Fault(at.file, at.line, "File", f"{type(error).__name__}: {error}", _import_hint(folder, error))
+
+
+def _inside(folder: Path, filename: str) -> bool:
+    return Path(filename).is_relative_to(folder)
+
+
+def _import_hint(folder: Path, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        stem = (error.name or "").rsplit(".", 1)[-1]
+        if any(folder.rglob(f"{stem}.py")):
+            return f"definition files import one another with a leading dot: from .{stem} import ..."
+        return "install the package, or correct the name"
+    unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if unexpected and unexpected[1] in _CALLABLES:
+        known = [item.name for item in fields(_CALLABLES[unexpected[1]]) if item.name != "at"]
+        return near_miss(unexpected[2], known) + f"{unexpected[1]} takes {', '.join(known)}"
+    missing = re.search(r"(\w+)\.__init__\(\) missing", str(error))
+    if missing and missing[1] in _CALLABLES:
+        return f"give {missing[1]} what it names"
+    return "correct this line"
+
+
+def _shown(fault: Fault) -> Fault:
+    return replace(fault, file=_relative(Path(fault.file)))
+
+
+def _relative(path: Path) -> str:
+    """Paths below the working directory are shown from there, as compilers do."""
+    shown = os.path.relpath(path)
+    return str(path) if shown.startswith("..") else shown

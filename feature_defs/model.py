@@ -1,0 +1,233 @@
+"""The words users write: entity, source, feature, aggregate, feature group, service.
+
+A definition is a frozen dataclass that only holds what was written. Nothing is checked here, so that `checks` can name
+every fault of a folder at once; `entity=` and `source=` take the object or its name.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+OFFLINE_FORMATS = ("delta", "parquet")
+SOURCE_FORMATS = ("delta", "parquet", "csv", "json")
+STATUSES = ("active", "deprecated")
+FEATURE_KINDS = ("numerical", "categorical")
+SEVERITIES = ("warn", "quarantine", "stop")
+EVENT_TIME = "event_time"
+CREATED_TIME = "created_time"
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a definition was written, for messages."""
+
+    file: str = ""
+    line: int = 0
+
+
+def _caller() -> Location:
+    """The first frame outside this module's package: the line of a definition file."""
+    frame = sys._getframe(1)  # noqa: SLF001 - the documented way; inspect.stack() reads source files
+    while frame.f_back and frame.f_code.co_filename in (__file__, "<string>"):  # "<string>": a generated __init__
+        frame = frame.f_back
+    return Location(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _located() -> Any:
+    return field(default_factory=_caller, compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A named join key of one or more typed columns."""
+
+    name: str
+    keys: Mapping[str, str]
+    description: str = field(default="", kw_only=True)
+    at: Location = _located()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where raw rows come from. `schema` maps columns to types; csv and json must have one."""
+
+    name: str
+    path: str = field(kw_only=True)
+    event_time: str = field(kw_only=True)
+    format: str = field(default="delta", kw_only=True)
+    created_time: str | None = field(default=None, kw_only=True)
+    filter: str | None = field(default=None, kw_only=True)
+    schema: Mapping[str, str] | None = field(default=None, kw_only=True)
+    description: str = field(default="", kw_only=True)
+    at: Location = _located()
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A function over an entity's rows in (t - window, t]; no window means its whole life. `where` picks rows."""
+
+    function: str
+    column: str | None = None
+    window: str | None = field(default=None, kw_only=True)
+    where: str | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One named, typed column: an Aggregate, a Spark SQL expression, or with neither the source's column of that name.
+
+    `kind` is numerical or categorical; left out, it follows from the type.
+    """
+
+    name: str
+    type: str
+    expression: str | Aggregate | None = None
+    kind: str | None = field(default=None, kw_only=True)
+    description: str = field(default="", kw_only=True)
+    tags: Sequence[str] = field(default=(), kw_only=True)
+    pii: bool = field(default=False, kw_only=True)
+    allowed_values: Sequence[Any] = field(default=(), kw_only=True)
+    at: Location = _located()
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """A condition in Spark SQL that every row of a group should meet, and what happens to one that does not."""
+
+    name: str
+    condition: str
+    severity: str = field(default="warn", kw_only=True)
+
+
+@dataclass(frozen=True)
+class TransformReference:
+    """A group's transform as the registry keeps it: where it is written and a digest of all it is made of."""
+
+    file: str
+    function: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class FeatureGroup:
+    """Entity + source -> one offline table.
+
+    `every` cuts time on a grid: one row per entity and grid point, its value computed over (t - window, t]. Without it
+    there is a row at every event. `transform`, a DataFrame -> DataFrame function, runs on the source's rows first.
+    A `status` left out is what the registry says: a deprecated group stays so until the file says "active".
+    """
+
+    name: str
+    entity: Entity | str = field(kw_only=True)
+    source: Source | str = field(kw_only=True)
+    features: Sequence[Feature] = field(kw_only=True)
+    every: str | None = field(default=None, kw_only=True)
+    ttl: str | None = field(default=None, kw_only=True)
+    offline: str = field(default="delta", kw_only=True)
+    online: bool = field(default=False, kw_only=True)
+    version: int = field(default=1, kw_only=True)
+    owner: str = field(default="", kw_only=True)
+    description: str = field(default="", kw_only=True)
+    tags: Sequence[str] = field(default=(), kw_only=True)
+    status: str | None = field(default=None, kw_only=True)
+    expectations: Sequence[Expectation] = field(default=(), kw_only=True)
+    skip_nulls: bool = field(default=False, kw_only=True)
+    transform: Callable[..., Any] | TransformReference | None = field(default=None, kw_only=True)
+    at: Location = _located()
+
+    def __getitem__(self, names: str | tuple[str, ...]) -> FeatureSelection:
+        """`group["a", "b"]`: those features of the group, for a Service."""
+        return FeatureSelection(self.name, (names,) if isinstance(names, str) else tuple(names))
+
+    @property
+    def entity_name(self) -> str:
+        return self.entity.name if isinstance(self.entity, Entity) else self.entity
+
+    @property
+    def source_name(self) -> str:
+        return self.source.name if isinstance(self.source, Source) else self.source
+
+    @property
+    def is_deprecated(self) -> bool:
+        return self.status == "deprecated"
+
+    @property
+    def aggregates(self) -> tuple[Feature, ...]:
+        return tuple(feature for feature in self.features if isinstance(feature.expression, Aggregate))
+
+    def feature(self, name: str) -> Feature:
+        return next(feature for feature in self.features if feature.name == name)
+
+
+@dataclass(frozen=True)
+class FeatureSelection:
+    """Some features of a group by name; None stands for all of them."""
+
+    group: str
+    features: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Service:
+    """The features of several groups that one model uses. Its version rises when what the model receives changes."""
+
+    name: str
+    features: Sequence[FeatureGroup | FeatureSelection | str]
+    version: int = field(default=1, kw_only=True)
+    owner: str = field(default="", kw_only=True)
+    description: str = field(default="", kw_only=True)
+    tags: Sequence[str] = field(default=(), kw_only=True)
+    at: Location = _located()
+
+    @property
+    def selections(self) -> tuple[FeatureSelection, ...]:
+        return tuple(_selection(item) for item in self.features)
+
+
+def _selection(item: FeatureGroup | FeatureSelection | str) -> FeatureSelection:
+    match item:
+        case FeatureGroup():
+            return FeatureSelection(item.name)
+        case FeatureSelection():
+            return item
+        case _:
+            return FeatureSelection(item)
+
+
+Definition = Entity | Source | FeatureGroup | Service
+WORDS: tuple[type, ...] = (Entity, Source, FeatureGroup, Service)
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """A checked set of definitions, by name. Groups and services refer to others by name."""
+
+    entities: Mapping[str, Entity]
+    sources: Mapping[str, Source]
+    groups: Mapping[str, FeatureGroup]
+    services: Mapping[str, Service]
+
+    def entity_of(self, group: FeatureGroup) -> Entity:
+        return self.entities[group.entity_name]
+
+    def source_of(self, group: FeatureGroup) -> Source:
+        return self.sources[group.source_name]
+
+    def features_of(self, service: Service) -> tuple[tuple[FeatureGroup, tuple[Feature, ...]], ...]:
+        """The service's groups in its order, each with the chosen features."""
+        chosen: dict[str, list[Feature]] = {}
+        for selection in service.selections:
+            group = self.groups[selection.group]
+            names = selection.features or tuple(feature.name for feature in group.features)
+            chosen.setdefault(group.name, []).extend(group.feature(name) for name in names)
+        return tuple((self.groups[name], tuple(features)) for name, features in chosen.items())
+
+    def services_using(self, group_name: str) -> tuple[Service, ...]:
+        return tuple(
+            service
+            for service in self.services.values()
+            if any(selection.group == group_name for selection in service.selections)
+        )

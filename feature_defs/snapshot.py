@@ -1,0 +1,102 @@
+"""Definitions as plain JSON data and back: what a registry snapshot holds.
+
+All that a definition says is kept, except the line it was written on; a transform is kept as a reference. Reading
+what was written gives the same plain data again, so history can be compared with today without any definition file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from feature_defs.fingerprint import fingerprint, reference
+from feature_defs.model import (
+    Aggregate,
+    Definitions,
+    Entity,
+    Expectation,
+    Feature,
+    FeatureGroup,
+    FeatureSelection,
+    Service,
+    Source,
+    TransformReference,
+)
+
+FORMAT = 1
+
+
+def to_plain(definitions: Definitions) -> dict[str, Any]:
+    """Definitions as data that JSON can hold, in name order."""
+    return {
+        "entities": {name: _plain(item) for name, item in sorted(definitions.entities.items())},
+        "sources": {name: _plain(item) for name, item in sorted(definitions.sources.items())},
+        "groups": {name: plain_group(item, definitions) for name, item in sorted(definitions.groups.items())},
+        "services": {name: _plain_service(item) for name, item in sorted(definitions.services.items())},
+    }
+
+
+def plain_group(group: FeatureGroup, definitions: Definitions) -> dict[str, Any]:
+    """A group by value, with its references by name and its fingerprint."""
+    plain = _plain(group)
+    plain["entity"], plain["source"] = group.entity_name, group.source_name
+    plain["features"] = [_plain(feature) for feature in group.features]
+    plain["expectations"] = [_plain(rule) for rule in group.expectations]
+    kept = reference(group.transform)
+    plain["transform"] = _plain(kept) if kept else None
+    plain["fingerprint"] = fingerprint(group, definitions)
+    return plain
+
+
+def _plain_service(service: Service) -> dict[str, Any]:
+    plain = _plain(service)
+    plain["features"] = [
+        {"group": selection.group, "features": list(selection.features) if selection.features else None}
+        for selection in service.selections
+    ]
+    return plain
+
+
+def _plain(item: Any) -> dict[str, Any]:
+    values = {part.name: getattr(item, part.name) for part in fields(item) if part.name != "at"}
+    return {name: _plain_value(value) for name, value in values.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, Aggregate):
+        return {part.name: getattr(value, part.name) for part in fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def from_plain(plain: Mapping[str, Any]) -> Definitions:
+    """The definitions that a snapshot holds."""
+    return Definitions(
+        entities={name: Entity(**item) for name, item in plain["entities"].items()},
+        sources={name: Source(**item) for name, item in plain["sources"].items()},
+        groups={name: _group(item) for name, item in plain["groups"].items()},
+        services={name: _service(item) for name, item in plain["services"].items()},
+    )
+
+
+def _group(plain: Mapping[str, Any]) -> FeatureGroup:
+    values = {name: value for name, value in plain.items() if name != "fingerprint"}
+    values["features"] = [_feature(item) for item in plain["features"]]
+    values["expectations"] = [Expectation(**item) for item in plain["expectations"]]
+    values["transform"] = TransformReference(**plain["transform"]) if plain["transform"] else None
+    return FeatureGroup(**values)
+
+
+def _feature(plain: Mapping[str, Any]) -> Feature:
+    expression = plain["expression"]
+    return Feature(**{**plain, "expression": Aggregate(**expression) if isinstance(expression, dict) else expression})
+
+
+def _service(plain: Mapping[str, Any]) -> Service:
+    selections = [
+        FeatureSelection(item["group"], tuple(item["features"]) if item["features"] else None)
+        for item in plain["features"]
+    ]
+    return Service(**{**plain, "features": selections})

@@ -1,0 +1,1 @@
+"""What runs: a verb a module, each read -> transform -> write, ending in a frozen report."""

@@ -1,0 +1,281 @@
+"""online: read an entity's features of a service, or of a group, from the online store.
+
+    tidemark online get --service churn --entity customer_id=CUST001
+
+A missing or expired entity is an answer, not an error. With `--check` the offline tables are asked for the same and the
+command fails when the two disagree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import decimal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from connectors import codec, embedded_redis
+from connectors.redis_online import open_redis
+from connectors.registry import Snapshot
+from feature_defs import data_types, durations
+from feature_defs.errors import DataError, OnlineStoreError, UsageError
+from feature_defs.model import Entity, Feature, FeatureGroup
+from jobs import arguments
+from jobs.online_address import online_address
+from jobs.place import Place, chosen_groups, find_service, now_us
+from jobs.report import plain_value, table
+
+PRESENT, MISSING, EXPIRED, OTHER_SCHEMA = "present", "missing", "expired", "other schema"
+
+
+@dataclass(frozen=True)
+class OnlineGroup:
+    """One group's answer. Values are null unless the status is present."""
+
+    group: str
+    status: str
+    event_time: datetime.datetime | None
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class OnlineReport:
+    """`offline` holds the offline values by group.feature when they were asked for."""
+
+    entity: dict[str, str]
+    groups: tuple[OnlineGroup, ...]
+    offline: dict[str, Any] | None
+    agrees: bool | None
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        return OnlineStoreError.exit_code if self.agrees is False else 0
+
+    def text(self) -> str:
+        lines = []
+        for group in self.groups:
+            at = group.event_time.strftime("%Y-%m-%d %H:%M:%S") if group.event_time else "-"
+            for name, value in group.values.items():
+                shown = [f"{group.group}.{name}", _shown(value), group.status, at]
+                lines.append(
+                    [*shown, _shown(self.offline[f"{group.group}.{name}"])] if self.offline is not None else shown
+                )
+        headers = [
+            "feature",
+            "online",
+            "status",
+            "event time (UTC)",
+            *(["offline"] if self.offline is not None else []),
+        ]
+        told = [f"  {', '.join(f'{k}={v}' for k, v in self.entity.items())}", table(headers, lines)]
+        if self.agrees is not None:
+            told.append("online and offline agree" if self.agrees else "online and offline DIFFER")
+        return "\n".join(told)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 4:
+        return f"[{', '.join(_shown(item) for item in value[:3])}, ... {len(value)} values]"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "null" if value is None else str(plain_value(value))
+
+
+def online_get(
+    place: Place,
+    entity: Mapping[str, str],
+    *,
+    service: str = "",
+    group: str = "",
+    check: bool = False,
+    now: datetime.datetime | None = None,
+) -> OnlineReport:
+    """The features of one entity; keys are given as text and read as the entity's types."""
+    started = time.monotonic()
+    snapshot, parts = _parts(place, service, group)
+    at = now_us(now)
+    keys = list(dict.fromkeys(key for part, _ in parts for key in snapshot.definitions.entity_of(part).keys))
+    given = arguments.key_values([f"{name}={value}" for name, value in entity.items()], keys)
+    groups = _read(place, snapshot, parts, given, at)
+    offline = _offline(place, snapshot, parts, given, at) if check else None
+    return OnlineReport(
+        entity=dict(given),
+        groups=groups,
+        offline=offline,
+        agrees=_agrees(groups, offline) if offline is not None else None,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+Part = tuple[FeatureGroup, Sequence[Feature]]
+
+
+def _parts(place: Place, service: str, group: str) -> tuple[Snapshot, Sequence[Part]]:
+    if bool(service) == bool(group):
+        raise UsageError(
+            "`tidemark online get`", "expected --service or --group, one of them", hint="name what to read"
+        )
+    if group:
+        snapshot = place.applied()
+        found = chosen_groups(snapshot, [group])[0]
+        parts: Sequence[Part] = [(found, found.features)]
+    else:
+        snapshot, chosen = find_service(place, service)
+        parts = snapshot.definitions.features_of(chosen)
+    for part, _ in parts:
+        if not part.online:
+            hint = "set online=True in its definition, apply it and materialize"
+            raise UsageError(f"FeatureGroup '{part.name}'", "is not online", hint=hint)
+    return snapshot, parts
+
+
+def _read(
+    place: Place, snapshot: Snapshot, parts: Sequence[Part], given: Mapping[str, str], at: int
+) -> tuple[OnlineGroup, ...]:
+    address = online_address(place)
+    keys = [online_key(snapshot.definitions.entity_of(group), given, address.key_prefix) for group, _ in parts]
+    fields = [codec.field_name(group.name, group.version) for group, _ in parts]
+    distinct = list(dict.fromkeys(keys))
+    with open_redis(address) as store:
+        found = dict(zip(distinct, store.read(distinct, fields), strict=True))
+    return tuple(
+        _answer(group, features, found[key][number], at)
+        for number, ((group, features), key) in enumerate(zip(parts, keys, strict=True))
+    )
+
+
+def online_key(entity: Entity, given: Mapping[str, str], prefix: str) -> bytes:
+    """The online key of one entity, its key values given as text."""
+    types = [data_types.parse(kind) for kind in entity.keys.values()]
+    return codec.encode_key(typed_keys(entity.keys, given), entity.name, key_types=types, prefix=prefix)
+
+
+def _answer(group: FeatureGroup, features: Sequence[Feature], value: bytes | None, at: int) -> OnlineGroup:
+    nothing = dict.fromkeys((feature.name for feature in features), None)
+    if value is None:
+        return OnlineGroup(group.name, MISSING, None, nothing)
+    schema = codec.ValueSchema.of([(feature.name, feature.type) for feature in group.features])
+    try:
+        row = codec.decode(value, schema)
+    except codec.CodecError:
+        return OnlineGroup(group.name, OTHER_SCHEMA, None, nothing)
+    event_time = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc) + datetime.timedelta(
+        microseconds=row.event_time_us
+    )
+    if group.ttl and row.event_time_us < at - durations.microseconds(group.ttl):
+        return OnlineGroup(group.name, EXPIRED, event_time, nothing)
+    named = dict(zip(schema.names, row.values, strict=True))
+    return OnlineGroup(group.name, PRESENT, event_time, {feature.name: named[feature.name] for feature in features})
+
+
+def typed_keys(keys: Mapping[str, str], given: Mapping[str, str]) -> tuple[Any, ...]:
+    """Key values from text, as the types that the entity declares."""
+    return tuple(_typed(name, data_types.parse(kind).kind, given[name]) for name, kind in keys.items())
+
+
+def _typed(name: str, kind: str, text: str) -> Any:
+    try:
+        match kind:
+            case "int" | "bigint":
+                return int(text)
+            case "boolean":
+                return {"true": True, "false": False}[text.lower()]
+            case "date":
+                return datetime.date.fromisoformat(text)
+            case "timestamp":
+                return arguments.moment(text)
+            case "decimal":
+                return decimal.Decimal(text)
+            case "binary":
+                return bytes.fromhex(text)
+            case _:
+                return text
+    except (ValueError, KeyError, ArithmeticError) as error:
+        raise UsageError(f"Key '{name}'", f"the value given is no {kind}", hint=f"write it as {kind}") from error
+
+
+# the same question, asked of the offline tables
+
+
+def _offline(
+    place: Place, snapshot: Snapshot, parts: Sequence[Part], given: Mapping[str, str], at: int
+) -> dict[str, Any]:
+    from pyspark.sql import functions as F
+
+    from jobs.transforms.as_of import latest_rows
+
+    found: dict[str, Any] = {}
+    for group, features in parts:
+        source = place.table(group)
+        if source.version() is None:
+            hint = f"run `tidemark compute --group {group.name}`"
+            raise DataError(f"FeatureGroup '{group.name}'", "has no offline table yet", hint=hint)
+        entity = snapshot.definitions.entity_of(group)
+        rows = source.read()
+        for name, value in zip(entity.keys, typed_keys(entity.keys, given), strict=True):
+            rows = rows.where(F.col(name) == F.lit(value))
+        if group.ttl:
+            oldest = at - durations.microseconds(group.ttl)
+            rows = rows.where(F.unix_micros("event_time") >= F.lit(oldest))
+        # the answer travels as Arrow: a Row would bring timestamps in this machine's zone
+        latest = latest_rows(rows, list(entity.keys), [f.name for f in group.features], now_us=at).toArrow().to_pylist()
+        for feature in features:
+            found[f"{group.name}.{feature.name}"] = latest[0][feature.name] if latest else None
+    return found
+
+
+def _agrees(groups: Sequence[OnlineGroup], offline: Mapping[str, Any]) -> bool:
+    online = {f"{group.group}.{name}": value for group in groups for name, value in group.values.items()}
+    return all(_same(online[name], offline[name]) for name in offline)
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(_same, left, right))
+    if isinstance(left, float) and isinstance(right, float) and left != left:
+        return right != right
+    return bool(left == right)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("get", "stop"), help="get: read an entity; stop: stop the embedded Redis")
+    parser.add_argument("--service", default="", metavar="NAME[@VERSION]", help="the service whose features to read")
+    parser.add_argument("--group", default="", metavar="NAME", help="a feature group instead of a service")
+    parser.add_argument(
+        "--entity", action="append", default=[], metavar="KEY=VALUE", help="the entity's key, each column"
+    )
+    parser.add_argument("--check", action="store_true", help="also read offline, fail when the two differ")
+    arguments.add_now(parser, "judge ttl at this time (default: the clock)")
+
+
+@dataclass(frozen=True)
+class StopReport:
+    stopped: bool
+    exit_code: int = 0
+
+    def text(self) -> str:
+        return "the embedded Redis is stopped" if self.stopped else "no embedded Redis is running"
+
+
+def run(place: Place, args: argparse.Namespace) -> OnlineReport | StopReport:
+    if args.action == "stop":
+        return StopReport(embedded_redis.stop(Path(place.settings.online.folder)))
+    malformed = [pair for pair in args.entity if "=" not in pair]
+    if malformed:
+        raise UsageError(
+            "Option --entity", f"'{malformed[0]}' is not KEY=VALUE", hint="write --entity customer_id=CUST001"
+        )
+    given = dict(pair.split("=", 1) for pair in args.entity)
+    return online_get(place, given, service=args.service, group=args.group, check=args.check, now=args.now)
+
+
+if __name__ == "__main__":
+    from jobs.command_line import run_verb
+
+    run_verb("online")

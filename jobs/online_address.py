@@ -1,0 +1,51 @@
+"""Where a place's online store is: the embedded Redis, started when it is not running, or a configured one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from connectors import embedded_redis
+from connectors.redis_online import RedisAddress
+from feature_defs.errors import MissingPartError, UsageError
+from jobs.place import Place
+
+
+def online_address(place: Place) -> RedisAddress:
+    """The address, with its secret; it can be sent to executors."""
+    online = place.settings.online
+    if online.kind == "none":
+        problem = "the profile has no online store"
+        raise UsageError(
+            f"Profile '{place.settings.name}'", problem, hint='set [online] kind = "redis" and url = "..."'
+        )
+    if online.kind == "embedded":
+        spark = place.settings.spark
+        if not spark.master.startswith("local") or spark.remote:
+            problem = f"the embedded Redis serves this machine only, but Spark runs at {spark.remote or spark.master}"
+            raise UsageError(f"Profile '{place.settings.name}'", problem, hint='set [online] kind = "redis" and url')
+        return embedded_redis.start(Path(online.folder))
+    return RedisAddress(
+        url=online.url,
+        username=online.username or None,
+        password=secret(online.password) if online.password else None,
+        timeout_seconds=online.timeout_seconds,
+        key_prefix=online.key_prefix,
+    )
+
+
+def secret(reference: str) -> str:
+    """The secret that `env:NAME` or `scope:SCOPE/KEY` names."""
+    kind, _, name = reference.partition(":")
+    if kind == "env":
+        if name not in os.environ:
+            hint = f"export {name}=..."
+            raise UsageError("Profile", f"the secret's environment variable {name} is not set", hint=hint)
+        return os.environ[name]
+    scope, _, key = name.partition("/")
+    try:
+        from databricks.sdk.runtime import dbutils
+    except ImportError as error:
+        problem = f"secret scope '{scope}' can be read on Databricks only"
+        raise MissingPartError("Secrets", problem, hint='elsewhere name it with password = "env:NAME"') from error
+    return str(dbutils.secrets.get(scope=scope, key=key))

@@ -1,0 +1,127 @@
+"""One place to run in: the settings of a profile and what they open, each opened once and only when asked for."""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import time
+import uuid
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from connectors.file_store import open_file_store
+from connectors.lakes import Lakes, joined
+from connectors.registry import Registry, Snapshot
+from feature_defs.errors import LakeError, UsageError, listed, near_miss
+from feature_defs.loading import load
+from feature_defs.model import Definitions, FeatureGroup, Service
+from jobs.settings import Settings, load_settings
+
+if TYPE_CHECKING:  # Spark is imported when a session is opened: check, plan and list never need it
+    from pyspark.sql import SparkSession
+
+    from connectors.offline_tables import OfflineTable
+
+
+class Place:
+    """Settings, lakes, registry, Spark. Verbs take a Place first."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.lakes = Lakes(settings.lakes)
+
+    @cached_property
+    def registry(self) -> Registry:
+        root = self.lakes.uri(self.settings.registry)
+        return Registry(open_file_store(root), root)
+
+    @cached_property
+    def spark(self) -> SparkSession:
+        from jobs.session import open_session
+
+        return open_session(self.settings)
+
+    def written(self) -> Definitions:
+        """The definitions as their files say now."""
+        return load(Path(self.settings.definitions))
+
+    def applied(self) -> Snapshot:
+        """The definitions in force; LakeError before the first apply."""
+        snapshot = self.registry.latest()
+        if snapshot is None:
+            problem = f"holds no definitions yet: {self.registry.root}"
+            raise LakeError("Registry", problem, hint="run `tidemark apply` first")
+        return snapshot
+
+    def table(self, group: FeatureGroup) -> OfflineTable:
+        """The offline table of a group's version."""
+        from connectors.offline_tables import open_table
+
+        return open_table(self.spark, self.lakes.uri(self.table_path(group)), group.offline)
+
+    def quarantine(self, group: FeatureGroup) -> OfflineTable:
+        """The rows that did not become feature rows, beside the group's table."""
+        from connectors.offline_tables import open_table
+
+        return open_table(self.spark, self.lakes.uri(self.table_path(group)) + "_quarantine", "parquet")
+
+    def table_path(self, group: FeatureGroup) -> str:
+        return joined(self.settings.offline, group.name, f"v{group.version}")
+
+
+def open_place(profile: str | None = None) -> Place:
+    """The place of a profile: a path, or the NAME of conf/NAME.toml."""
+    return Place(load_settings(profile))
+
+
+def chosen_groups(snapshot: Snapshot, names: Sequence[str]) -> list[FeatureGroup]:
+    """The named groups, or with no name all that are not deprecated."""
+    groups = snapshot.definitions.groups
+    for name in names:
+        if name not in groups:
+            problem = f"is not in registry snapshot {snapshot.number} ({listed(groups)})"
+            raise UsageError(
+                f"FeatureGroup '{name}'", problem, hint=near_miss(name, groups) + "or run `tidemark apply`"
+            )
+    return [groups[name] for name in names] if names else [g for g in groups.values() if not g.is_deprecated]
+
+
+def find_service(place: Place, name: str) -> tuple[Snapshot, Service]:
+    """`churn` as it is now, or `churn@1` from the newest snapshot in which the service had version 1."""
+    bare, _, version = name.partition("@")
+    if version and not version.isdigit():
+        raise UsageError(f"Service '{name}'", f"version '{version}' is not a number", hint="write NAME or NAME@2")
+    snapshot = place.applied()
+    for number in reversed(place.registry.numbers()):
+        snapshot = snapshot if number == snapshot.number else place.registry.read(number)
+        service = snapshot.definitions.services.get(bare)
+        if service is not None and (not version or service.version == int(version)):
+            return snapshot, service
+        if not version:
+            break
+    known = place.applied().definitions.services
+    hint = near_miss(bare, known) + "`tidemark list` shows services; `tidemark apply` registers new ones"
+    raise UsageError(f"Service '{name}'", f"is not in the registry ({listed(known)})", hint=hint)
+
+
+def now_us(now: datetime.datetime | None) -> int:
+    """A time in microseconds UTC; None is the clock, a naive time is UTC."""
+    if now is None:
+        return time.time_ns() // 1000
+    aware = now if now.tzinfo else now.replace(tzinfo=datetime.timezone.utc)
+    return (aware - datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)) // datetime.timedelta(microseconds=1)
+
+
+def new_run() -> str:
+    """A name for one run, in the order of time: 20260131T120000-1f9e2c."""
+    started = datetime.datetime.now(datetime.timezone.utc)
+    return f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+def user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container without a user database
+        return "unknown"

@@ -1,0 +1,105 @@
+"""The Spark session of a place: the one that is there, a Connect session, or a new one with the Delta jars.
+
+The two Delta jars are all that is taken: their declared dependencies would put a second, older Hadoop on the classpath.
+Spark's own resolver fetches them once; then the cached files are passed by path, so that a machine with no network
+starts, and starts faster.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from feature_defs.errors import MissingPartError
+from jobs.settings import Settings, SparkSettings
+
+DELTA_JARS = ("io.delta:delta-spark_4.2_2.13:4.4.0", "io.delta:delta-storage:4.4.0")
+_NOT_WITH_THEM = (
+    "com.*:*", "io.delta:delta-kernel-*", "io.unitycatalog:*", "org.antlr:*", "org.apache.*:*", "org.roaringbitmap:*",
+    "org.slf4j:*",
+)  # fmt: skip
+_JAVA_HINT = (
+    "install a JDK or JRE 17: `apt-get install openjdk-17-jre-headless`, `dnf install java-17-openjdk-headless`, "
+    "`brew install openjdk@17`; or set JAVA_HOME to one"
+)
+
+# What every session of ours needs: without UTC a naive time would depend on the machine.
+_ALWAYS = {"spark.sql.session.timeZone": "UTC"}
+_DELTA = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+
+
+def open_session(settings: Settings, *, app: str = "tidemark") -> SparkSession:
+    """The session for these settings; a session that runs already (notebook, Databricks) is used as it is."""
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        return _with_rules(active)
+    spark = settings.spark
+    if spark.remote:
+        builder = SparkSession.builder.remote(spark.remote)
+    else:
+        check_java()
+        builder = SparkSession.builder.appName(app)
+        if spark.master:
+            builder = builder.master(spark.master)
+        if spark.master.startswith("local"):
+            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else the `python3` of the PATH, not this one
+            os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # else a look-up of this machine's name
+        if spark.log_config:
+            builder = builder.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={spark.log_config}")
+        for key, value in _jars(spark).items():
+            builder = builder.config(key, value)
+    for key, value in {**_ALWAYS, **spark.conf}.items():
+        builder = builder.config(key, value)
+    return _with_rules(builder.getOrCreate())
+
+
+def _with_rules(session: SparkSession) -> SparkSession:
+    for key, value in _ALWAYS.items():
+        session.conf.set(key, value)
+    return session
+
+
+def _jars(spark: SparkSettings) -> dict[str, str]:
+    """How Delta reaches the classpath: by cached files, else by coordinates; not at all where the cluster brings it."""
+    if not spark.jars:
+        return {}
+    cached = [
+        _ivy_home() / "jars" / f"{coordinate.replace(':', '_', 1).replace(':', '-')}.jar" for coordinate in DELTA_JARS
+    ]
+    if all(jar.is_file() for jar in cached):
+        return {**_DELTA, "spark.jars": ",".join(map(str, cached))}
+    return {
+        **_DELTA,
+        "spark.jars.packages": ",".join(DELTA_JARS),
+        "spark.jars.excludes": ",".join(_NOT_WITH_THEM),
+    }
+
+
+def _ivy_home() -> Path:
+    """Where Spark keeps what it resolved: `.ivy2` and, since Spark 4, a folder named after the Ivy version."""
+    homes = sorted(Path.home().glob(".ivy2*"), reverse=True)
+    names = [f"{coordinate.replace(':', '_', 1).replace(':', '-')}.jar" for coordinate in DELTA_JARS]
+    return next((home for home in homes if (home / "jars" / names[0]).is_file()), Path.home() / ".ivy2")
+
+
+def check_java() -> None:
+    """MissingPartError unless a Java of at least 17 is there; asked before Spark, which says it far less clearly."""
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home, "bin", "java")) if home else shutil.which("java")
+    if java is None or not Path(java).is_file():
+        where = f"JAVA_HOME is {home}, which has no bin/java" if home else "no `java` on the PATH"
+        raise MissingPartError("Java", f"Spark needs Java 17 or newer: {where}", hint=_JAVA_HINT)
+    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
+    version = re.search(r'version "(?:1\.)?(\d+)', told.stderr)
+    if version is None or int(version[1]) < 17:
+        found = f"{java} is version {version[1]}" if version else f"{java} does not tell its version"
+        raise MissingPartError("Java", f"Spark needs Java 17 or newer: {found}", hint=_JAVA_HINT)

@@ -1,0 +1,221 @@
+"""A profile file -> Settings, once: parsed into frozen dataclasses, environment overrides applied, secrets only named.
+
+    conf/NAME.toml + TIDEMARK_* -> load_settings -> Settings
+
+Relative paths in a profile start at the profile's own folder. `TIDEMARK_ONLINE_URL=...` overrides `[online] url`,
+`TIDEMARK_LAKES_RAW=...` the lake `raw`, and so on for every key; an unknown name is refused in both places.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+from urllib.parse import urlsplit
+
+from feature_defs.errors import UsageError, listed, near_miss
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ENVIRONMENT = "TIDEMARK_"
+PROFILE_VARIABLE = "TIDEMARK_PROFILE"
+DEFAULT_PROFILE = "local"
+ONLINE_KINDS = ("embedded", "redis", "none")
+
+
+@dataclass(frozen=True)
+class OnlineSettings:
+    """The online store. `password` only names a secret: `env:NAME` or `scope:SCOPE/KEY`."""
+
+    kind: str = "embedded"
+    url: str = ""
+    folder: str = ""
+    username: str = ""
+    password: str = ""
+    key_prefix: str = "tm"
+    timeout_seconds: float = 5.0
+
+
+@dataclass(frozen=True)
+class SparkSettings:
+    """How a session starts. Empty `master` and `remote` take what is there (Databricks, spark-submit --master).
+
+    `jars` false: the cluster brings Delta. `log_config` is a log4j2 file for the driver.
+    """
+
+    master: str = ""
+    remote: str = ""
+    jars: bool = True
+    log_config: str = ""
+    conf: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A place: where its lakes are, where definitions are read from, what is online, how Spark starts."""
+
+    name: str
+    definitions: str
+    lakes: Mapping[str, str]
+    registry: str = "lake://features/_registry"
+    offline: str = "lake://features"
+    online: OnlineSettings = field(default_factory=OnlineSettings)
+    spark: SparkSettings = field(default_factory=SparkSettings)
+    file: str = ""
+
+
+def load_settings(profile: str | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings of a profile, given by path or as the NAME of conf/NAME.toml here."""
+    environment = os.environ if environment is None else environment
+    path = _profile_path(profile or environment.get(PROFILE_VARIABLE) or DEFAULT_PROFILE)
+    subject = f"Profile '{path.name}'"
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(subject, f"is not TOML: {error}", hint=f"correct {path}") from error
+    merged = _overridden(document, environment)
+    settings: Settings = _parsed(Settings, merged, subject, "")
+    return _located(settings, path)
+
+
+def _profile_path(profile: str) -> Path:
+    named = Path("conf", f"{profile}.toml")
+    path = Path(profile) if profile.endswith(".toml") else named
+    if not path.is_file():
+        there = sorted(found.stem for found in Path("conf").glob("*.toml"))
+        hint = near_miss(profile, there) + "name a file with --profile PATH.toml, or run where conf/ is"
+        raise UsageError(f"Profile '{profile}'", f"there is no file {path} (profiles here: {listed(there)})", hint=hint)
+    return path.resolve()
+
+
+def _parsed(kind: type, values: Mapping[str, Any], subject: str, where: str) -> Any:
+    """A table of the file as its dataclass; every key must be known and of its type."""
+    known = {item.name: item for item in fields(kind) if item.name != "file"}
+    hints = get_type_hints(kind)
+    for key in values:
+        if key not in known:
+            hint = near_miss(key, known) + f"known: {listed(known)}"
+            raise UsageError(subject, f"key '{where}{key}' is not known", hint=hint)
+    found: dict[str, Any] = {}
+    for name, item in known.items():
+        if name in values:
+            found[name] = _value(hints[name], values[name], subject, f"{where}{name}")
+        elif item.default is MISSING and item.default_factory is MISSING:
+            raise UsageError(subject, f"key '{where}{name}' is missing", hint=f"add {name} = ... to the profile")
+    return kind(**found)
+
+
+def _value(kind: Any, value: Any, subject: str, where: str) -> Any:
+    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
+        return _parsed(kind, value, subject, f"{where}.")
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, str):
+        return value
+    if kind == Mapping[str, str] and isinstance(value, Mapping):
+        wrong = [key for key, inner in value.items() if not isinstance(inner, str)]
+        if not wrong:
+            return dict(value)
+        where = f"{where}.{wrong[0]}"
+        value = value[wrong[0]]
+    expected = {bool: "true or false", float: "a number", str: "text"}.get(kind, "a table of texts")
+    raise UsageError(subject, f"key '{where}' is {type(value).__name__}, expected {expected}", hint="correct its value")
+
+
+# environment overrides
+
+
+def _overridden(document: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    merged: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in document.items()}
+    scalars = _scalar_keys()
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith(ENVIRONMENT) or variable == PROFILE_VARIABLE:
+            continue
+        name = variable.removeprefix(ENVIRONMENT).lower()
+        if name.startswith("lakes_"):
+            merged.setdefault("lakes", {})[name.removeprefix("lakes_")] = text
+        elif name in scalars:
+            table, key, kind = scalars[name]
+            target = merged.setdefault(table, {}) if table else merged
+            target[key] = _from_text(kind, text, variable)
+        elif not _is_named_secret(variable, merged):
+            known = [ENVIRONMENT + key.upper() for key in scalars]
+            hint = near_miss(variable, known) + "unset it, or use TIDEMARK_TABLE_KEY as the profile's keys are named"
+            raise UsageError(f"Environment variable {variable}", "names no key of a profile", hint=hint)
+    return merged
+
+
+def _is_named_secret(variable: str, merged: Mapping[str, Any]) -> bool:
+    online = merged.get("online", {})
+    return isinstance(online, Mapping) and online.get("password") == f"env:{variable}"
+
+
+def _scalar_keys() -> dict[str, tuple[str, str, Any]]:
+    found: dict[str, tuple[str, str, Any]] = {}
+    for table, kind in (("", Settings), ("online", OnlineSettings), ("spark", SparkSettings)):
+        for name, hint in get_type_hints(kind).items():
+            if hint in (str, bool, float) and name != "file":
+                found[f"{table}_{name}".lstrip("_")] = (table, name, hint)
+    return found
+
+
+def _from_text(kind: Any, text: str, variable: str) -> Any:
+    try:
+        if kind is float:
+            return float(text)
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+    except (ValueError, KeyError) as error:
+        expected = "a number" if kind is float else "true or false"
+        raise UsageError(
+            f"Environment variable {variable}", f"expected {expected}", hint="correct its value"
+        ) from error
+    return text
+
+
+# paths and rules between keys
+
+
+def _located(settings: Settings, path: Path) -> Settings:
+    subject = f"Profile '{path.name}'"
+    online, spark = settings.online, settings.spark
+    if online.kind not in ONLINE_KINDS:
+        hint = near_miss(online.kind, ONLINE_KINDS) + f"use one of {', '.join(ONLINE_KINDS)}"
+        raise UsageError(subject, f"online.kind '{online.kind}' is not known", hint=hint)
+    if online.kind == "redis" and not online.url:
+        raise UsageError(subject, "online.kind is redis, but online.url is missing", hint='url = "redis://host:6379/0"')
+    if online.kind == "embedded" and not online.folder:
+        hint = 'folder = "../.tidemark/redis"'
+        raise UsageError(subject, "online.kind is embedded, but online.folder is missing", hint=hint)
+    if urlsplit(online.url).password:
+        hint = 'take it out of the url and set password = "env:NAME" or "scope:SCOPE/KEY"'
+        raise UsageError(subject, "online.url holds a password; secrets are never in a profile", hint=hint)
+    if online.password and not online.password.startswith(("env:", "scope:")):
+        hint = 'set password = "env:NAME" (an environment variable) or "scope:SCOPE/KEY" (a Databricks secret scope)'
+        raise UsageError(subject, "online.password is a literal; secrets are never in a profile", hint=hint)
+    folder = path.parent
+    return Settings(
+        name=settings.name,
+        definitions=str((folder / settings.definitions).resolve()),
+        lakes={name: _lake_uri(folder, base) for name, base in settings.lakes.items()},
+        registry=settings.registry,
+        offline=settings.offline,
+        online=replace(online, folder=str((folder / online.folder).resolve()) if online.folder else ""),
+        spark=replace(spark, log_config=str((folder / spark.log_config).resolve()) if spark.log_config else ""),
+        file=str(path),
+    )
+
+
+def _lake_uri(folder: Path, base: str) -> str:
+    """A lake's base as a URI; without a scheme it is a folder from the profile's."""
+    if urlsplit(base).scheme:
+        return base.rstrip("/")
+    return (folder / base).resolve().as_uri()

@@ -1,0 +1,86 @@
+"""The verbs in a notebook: `store = open_store("conf/databricks.toml"); store.training_set(spine, service="churn")`."""
+
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING, Any
+
+from feature_defs.join_plan import TimeRules
+from jobs.apply import ApplyReport, apply
+from jobs.list import Criteria, ListReport, list_definitions
+from jobs.place import Place, find_service, open_place
+from jobs.plan import PlanReport, plan
+from jobs.show import ShowReport, show
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+    from jobs.compute import ComputeReport
+    from jobs.materialize import MaterializeReport
+    from jobs.online import OnlineReport
+    from jobs.training_set import TrainingSetReport
+
+
+class Store:
+    """A place with its verbs as methods; each is the function that the command line runs."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def plan(self) -> PlanReport:
+        return plan(self.place)
+
+    def apply(self, message: str = "") -> ApplyReport:
+        return apply(self.place, message=message)
+
+    def list(self, text: str = "", **criteria: str) -> ListReport:
+        return list_definitions(self.place, Criteria(text, **criteria))
+
+    def show(self, name: str) -> ShowReport:
+        return show(self.place, name)
+
+    def compute(self, *groups: str, now: datetime.datetime | None = None) -> ComputeReport:
+        from jobs.compute import compute
+
+        return compute(self.place, groups, now=now)
+
+    def training_set(
+        self,
+        spine: DataFrame | str,
+        *,
+        service: str,
+        prefix: bool = False,
+        strict: bool = False,
+        known_by: str = "event",
+    ) -> DataFrame:
+        """The joined rows as a DataFrame, to go on with; `write_training_set` makes a pinned dataset of them."""
+        from jobs.training_set import join, read_spine
+
+        snapshot, found = find_service(self.place, service)
+        rows = read_spine(self.place, spine) if isinstance(spine, str) else spine
+        rules = TimeRules(strict=strict, known_by=known_by)
+        return join(self.place, rows, snapshot, found, prefix=prefix, rules=rules).rows
+
+    def write_training_set(
+        self, spine: DataFrame | str, *, service: str, out: str, **options: Any
+    ) -> TrainingSetReport:
+        from jobs.training_set import training_set
+
+        return training_set(self.place, spine, service=service, out=out, **options)
+
+    def materialize(self, *groups: str, now: datetime.datetime | None = None) -> MaterializeReport:
+        from jobs.materialize import materialize
+
+        return materialize(self.place, groups, now=now)
+
+    def online(
+        self, entity: dict[str, str], *, service: str = "", group: str = "", check: bool = False
+    ) -> OnlineReport:
+        from jobs.online import online_get
+
+        return online_get(self.place, entity, service=service, group=group, check=check)
+
+
+def open_store(profile: str | None = None) -> Store:
+    """The store of a profile: a path, or the NAME of conf/NAME.toml."""
+    return Store(open_place(profile))

