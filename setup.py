@@ -4,7 +4,12 @@ The package names are generic, so they are listed, never found: the wheel's top 
 jobs and nothing else. `make lock` turns the requirements below, all extras, into requirements.lock.
 """
 
+import re
+from pathlib import Path
+
 from setuptools import setup
+
+VERSION = re.findall(r'__version__ = "(.+)"', Path(__file__).with_name("jobs").joinpath("__init__.py").read_text())[0]
 
 CORE = [
     "pyarrow",  # the online codec's kernels, and files read without Spark
@@ -46,7 +51,7 @@ EXTRAS = {
 
 setup(
     name="tidemark",
-    version="0.1.0",
+    version=VERSION,
     description="A feature store that is a suite of PySpark jobs over a hybrid lake, with Redis online",
     license="Apache-2.0",
     python_requires=">=3.10",

@@ -7,18 +7,22 @@ Big data goes through Spark; what needs "only one may win" or "no JVM" goes thro
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from feature_defs.errors import LakeError, near_miss
 
 Result = TypeVar("Result")
+_DRAFT = "._"  # what a file's name begins with until all of it is there
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,12 @@ class LocalFileStore:
 
         def listing() -> list[FileInfo]:
             found = []
-            for folder, _, names in os.walk(root):
-                for name in names:
-                    path = Path(folder, name)
-                    status = path.stat()
-                    found.append(
-                        FileInfo(path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns // 1000)
-                    )
+            for folder, _, names in os.walk(root, onerror=_raise_unless_missing):
+                for path in (Path(folder, name) for name in names if not name.startswith(_DRAFT)):
+                    with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                        status = path.stat()
+                        file = path.relative_to(root).as_posix()
+                        found.append(FileInfo(file, status.st_size, status.st_mtime_ns // 1000))
             return sorted(found, key=lambda file: file.path)
 
         return _told("list", uri, listing)
@@ -74,8 +77,8 @@ class LocalFileStore:
         path = local_path(uri)
 
         def link() -> None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, draft = tempfile.mkstemp(dir=path.parent, prefix="._")
+            _make_folder(path.parent)
+            handle, draft = tempfile.mkstemp(dir=path.parent, prefix=_DRAFT)
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(content)
@@ -93,8 +96,12 @@ class LocalFileStore:
         def move() -> None:
             if target.exists():
                 raise FileExistsError(str(target))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source.rename(target)
+            _make_folder(target.parent)
+            if source.is_dir():
+                source.rename(target)
+            else:
+                os.link(source, target)  # as in create: a file that came meanwhile is not replaced
+                source.unlink()
 
         _told("rename", uri, move)
 
@@ -110,6 +117,19 @@ class LocalFileStore:
         _told("delete", uri, remove)
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # of the folder, not of the file that is to be in it
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    """A folder that cannot be listed must not look empty: an empty registry means that nothing was ever applied."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
 def _told(verb: str, uri: str, action: Callable[[], Result]) -> Result:
     """Run a file operation; what the operating system refuses is said with the path and what to look at."""
     try:
@@ -122,8 +142,15 @@ def _told(verb: str, uri: str, action: Callable[[], Result]) -> Result:
 
 
 def local_path(uri: str) -> Path:
-    """`file:/a/b` and `file:///a/b` -> /a/b."""
-    return Path(unquote(urlsplit(uri).path))
+    """`file:/a/b` and `file:///a/b` -> /a/b. As in Spark's paths, `%20`, `#` and `?` are only characters."""
+    return Path(re.sub(r"^file:(//(localhost)?(?=/))?", "", uri))
+
+
+def check_writable(files: FileStore, folder: str) -> None:
+    """LakeError unless a file can be made in the folder: asked before a job computes for an hour."""
+    probe = f"{folder.rstrip('/')}/._probe-{uuid.uuid4().hex}"
+    files.create(probe, b"")
+    files.delete(probe)
 
 
 _SCHEMES: dict[str, Callable[[], FileStore]] = {"file": LocalFileStore}
@@ -131,7 +158,7 @@ _SCHEMES: dict[str, Callable[[], FileStore]] = {"file": LocalFileStore}
 
 def open_file_store(uri: str) -> FileStore:
     """The store for a URI's scheme."""
-    scheme = urlsplit(uri).scheme
+    scheme = uri.partition(":")[0]
     if scheme not in _SCHEMES:
         known = ", ".join(f"{name}:" for name in _SCHEMES)
         problem = f"scheme '{scheme}:' has no file store here, expected one of {known}"

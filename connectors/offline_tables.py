@@ -26,6 +26,7 @@ from connectors.lakes import joined
 from feature_defs.errors import LakeError, UsageError
 
 Note = Mapping[str, Any]
+_DELTA_CONFLICT = re.compile(r"\[DELTA_(CONCURRENT_|METADATA_CHANGED|PROTOCOL_CHANGED)")
 
 
 class OfflineTable(Protocol):
@@ -79,7 +80,13 @@ class DeltaOfflineTable:
     def replace(self, rows: DataFrame, note: Note) -> int:
         writer = rows.write.format("delta").mode("overwrite").option("overwriteSchema", "true")
         run = uuid.uuid4().hex
-        writer.option("userMetadata", json.dumps({**note, "commit": run})).save(self.uri)
+        try:
+            writer.option("userMetadata", json.dumps({**note, "commit": run})).save(self.uri)
+        except Exception as error:
+            if not _DELTA_CONFLICT.search(str(error)):
+                raise
+            hint = "run the job again; nothing of this run is in the table"
+            raise LakeError(f"Table '{self.uri}'", "another run wrote a version meanwhile", hint=hint) from error
         return self._version_of(run)
 
     def _version_of(self, run: str) -> int:
@@ -109,7 +116,11 @@ class ParquetOfflineTable:
     def replace(self, rows: DataFrame, note: Note) -> int:
         number = (self.version() or 0) + 1
         folder = f"data/{uuid.uuid4().hex}"
-        rows.write.parquet(joined(self.uri, folder))
+        try:
+            rows.write.parquet(joined(self.uri, folder))
+        except Exception:
+            self.files.delete(joined(self.uri, folder))
+            raise
         written = self.files.list_files(joined(self.uri, folder))
         data = [file for file in written if file.path.endswith(".parquet")]
         manifest = {

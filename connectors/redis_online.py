@@ -33,14 +33,16 @@ import pyarrow.compute as pc
 import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
-    ResponseError,
 )
 from redis.retry import Retry
 
@@ -251,53 +253,69 @@ def _checked(replies: list[Any]) -> list[Any]:
     return replies
 
 
-# In this order: the first two are connection errors to redis-py too. An error inside the script keeps its code only in
-# its text.
-_REFUSALS: tuple[tuple[type[RedisError], str, str, str], ...] = (
-    (
-        AuthenticationError,
+@dataclass(frozen=True)
+class _Refusal:
+    """An error reply: redis-py's class for it, or the code in the text, where an error inside the script keeps it."""
+
+    kinds: tuple[type[RedisError], ...]
+    code: str
+    problem: str
+    hint: str
+
+
+_ANOTHER_PREFIX = "something else uses this prefix: choose another key prefix, or remove its keys"
+# The first two are connection errors to redis-py too, so this table comes before those.
+_REFUSALS = (
+    _Refusal(
+        (AuthenticationError,),
         "WRONGPASS",
         "the user name or the password is wrong or missing",
         "set the password of this Redis in the environment variable or the secret that the profile names",
     ),
-    (BusyLoadingError, "LOADING", "it is still loading its data", "wait until the server is up, then run it again"),
-    (
-        NoPermissionError,
+    _Refusal(
+        (BusyLoadingError,),
+        "LOADING",
+        "it is still loading its data",
+        "wait until the server is up, then run it again",
+    ),
+    _Refusal(
+        (NoPermissionError,),
         "NOPERM",
         "the user may not run a command or touch a key",
         "give it the commands that connectors/redis_online.py lists, on the keys of the profile's prefix",
     ),
-    (
-        OutOfMemoryError,
-        "OOM ",
+    _Refusal(
+        (OutOfMemoryError,),
+        "-OOM ",
         "its memory is full",
         "raise maxmemory, or put fewer groups online, then run it again: a repeated load is harmless",
     ),
-    (ReadOnlyError, "READONLY", "it is a read-only replica", "name the primary's address in the profile"),
-    (
-        ResponseError,
-        "MISCONF",
-        "it refuses writes because it cannot save its data",
-        "look into the server's log: its disk may be full",
-    ),
-    (
-        ResponseError,
+    _Refusal((ReadOnlyError,), "READONLY", "it is a read-only replica", "name the primary's address in the profile"),
+    _Refusal(
+        (AskError, ClusterCrossSlotError, ClusterDownError),
         "CROSSSLOT",
         "it is a Redis Cluster, where one call cannot write keys of several slots",
         "name a Redis that is no cluster",
     ),
-    (ResponseError, "MOVED", "it is a Redis Cluster", "name a Redis that is no cluster"),
-    (
-        ResponseError,
-        "WRONGTYPE",
-        "a key holds something that is no hash",
-        "something else uses this prefix: choose another key prefix, or remove its keys",
+    _Refusal(
+        (),
+        "MISCONF",
+        "it refuses writes because it cannot save its data",
+        "look into the server's log: its disk may be full",
     ),
-    (
-        ResponseError,
-        "FOREIGN",
-        "a field holds a value that Tidemark did not write",
-        "something else uses this prefix: choose another key prefix, or remove its keys",
+    _Refusal((), "WRONGTYPE", "a key holds something that is no hash", _ANOTHER_PREFIX),
+    _Refusal((), "FOREIGN", "a field holds a value that Tidemark did not write", _ANOTHER_PREFIX),
+    _Refusal(
+        (),
+        "max number of clients",
+        "it has no connection left",
+        "raise maxclients, or run fewer tasks at once",
+    ),
+    _Refusal(
+        (),
+        "unknown command",
+        "a command is switched off",
+        "allow the commands that connectors/redis_online.py lists",
     ),
 )
 
@@ -315,10 +333,9 @@ def _explained(address: RedisAddress, doing: str) -> Iterator[None]:
 def _explain(error: RedisError) -> tuple[str, str]:
     """What happened, and what to do about it."""
     text = str(error)
-    for kind, code, problem, hint in _REFUSALS:
-        # Exactly ResponseError stands for every reply without a class of its own.
-        if (kind is not ResponseError and isinstance(error, kind)) or code in text:
-            return problem, hint
+    for refusal in _REFUSALS:
+        if isinstance(error, refusal.kinds) or refusal.code in text:
+            return refusal.problem, refusal.hint
     if isinstance(error, redis.TimeoutError):
         return "no answer in time", "look whether the server is busy or a firewall is between, or raise the timeout"
     if isinstance(error, redis.ConnectionError):

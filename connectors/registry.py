@@ -61,14 +61,14 @@ class Registry:
                 problem = f"has format {document['format']}, this Tidemark reads {snapshot.FORMAT}"
                 raise LakeError(f"Registry snapshot {number}", problem, hint="upgrade Tidemark")
             definitions = snapshot.from_plain(document["definitions"])
+            told = {name: str(document[name]) for name in ("applied_at", "applied_by", "message")}
         except FileNotFoundError as error:
             hint = "`tidemark history` lists the snapshots there are"
             raise LakeError(f"Registry snapshot {number}", "does not exist", hint=hint) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"cannot be read ({type(error).__name__}): {uri}"
             hint = "restore the file from a backup or a replica; snapshots are never edited"
             raise LakeError(f"Registry snapshot {number}", problem, hint=hint) from error
-        told = {name: str(document[name]) for name in ("applied_at", "applied_by", "message")}
         return Snapshot(number, definitions=definitions, plain=document["definitions"], **told)
 
     def commit(self, definitions: Definitions, *, after: int, applied_at: str, applied_by: str, message: str) -> int:

@@ -1,31 +1,34 @@
 """A Source -> a DataFrame of its raw rows, held against the schema it declares.
 
 Nothing is inferred: csv and json are read with the declared schema, and a row that does not fit it is marked in the
-column `UNREADABLE` for the quarantine. Columns that the schema does not name are dropped and reported.
+column `UNREADABLE` for the quarantine. Columns that the schema does not name are dropped and, but for json, whose rows
+each have their own, reported.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructType
 
 from connectors.lakes import Lakes
+from connectors.spark_errors import data_errors
 from feature_defs import data_types
 from feature_defs.errors import DataError, listed, near_miss
 from feature_defs.model import Source
 
 UNREADABLE = "_unreadable"
-_TEXT_FORMATS = ("csv", "json")
 _READ_OPTIONS = {
     # enforceSchema=false makes Spark compare a csv file's header with the schema instead of trusting its order
-    "csv": {"header": "true", "enforceSchema": "false", "mode": "PERMISSIVE", "columnNameOfCorruptRecord": UNREADABLE},
-    "json": {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": UNREADABLE},
+    "csv": {"header": "true", "enforceSchema": "false", "columnNameOfCorruptRecord": UNREADABLE, "timeZone": "UTC"},
+    "json": {"columnNameOfCorruptRecord": UNREADABLE, "timeZone": "UTC"},
 }
+_NOTHING_THERE = ("PATH_NOT_FOUND", "UNABLE_TO_INFER_SCHEMA", "DELTA_PATH_DOES_NOT_EXIST", "DELTA_TABLE_NOT_FOUND")
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,10 @@ def read_source(spark: SparkSession, source: Source, lakes: Lakes) -> SourceRows
     """The source's rows with the declared columns first to last; DataError when they are not what was declared."""
     subject = f"Source '{source.name}'"
     uri = lakes.uri(source.path)
-    reader = spark.read.format(source.format).options(**_READ_OPTIONS.get(source.format, {}))
-    if source.format in _TEXT_FORMATS:
-        reader = reader.schema(_declared(source).add(UNREADABLE, StringType()))
     try:
-        found = reader.load(uri)
-        empty = found.isEmpty()
+        with data_errors(subject):
+            found = _loaded(spark, source, uri)
+            empty = found.isEmpty()
     except AnalysisException as error:
         raise _unreadable(subject, uri, source, error) from error
     if empty:
@@ -53,16 +54,39 @@ def read_source(spark: SparkSession, source: Source, lakes: Lakes) -> SourceRows
         raise DataError(subject, f"holds no rows: {uri}", hint=hint)
     if source.schema is None:
         return SourceRows(found.select("*", F.lit(None).cast("string").alias(UNREADABLE)), ())
-    if source.format in _TEXT_FORMATS:
-        return SourceRows(found, ())
     _check_schema(subject, source, found.schema)
-    extra = tuple(name for name in found.columns if name not in source.schema)
-    return SourceRows(found.select(*source.schema, F.lit(None).cast("string").alias(UNREADABLE)), extra)
+    extra = tuple(name for name in found.columns if name not in (*source.schema, UNREADABLE))
+    columns = [F.col(f"`{name}`") for name in source.schema]
+    unreadable = _whole_row_checked(columns) if UNREADABLE in found.columns else F.lit(None).cast("string")
+    return SourceRows(found.select(*columns, unreadable.alias(UNREADABLE)), extra)
 
 
-def _declared(source: Source) -> StructType:
-    text = ", ".join(f"`{name}` {data_types.parse(kind).spark}" for name, kind in (source.schema or {}).items())
+def _loaded(spark: SparkSession, source: Source, uri: str) -> DataFrame:
+    reader = spark.read.format(source.format).options(**_READ_OPTIONS.get(source.format, {}))
+    if source.format == "csv":
+        header = spark.read.option("header", "true").csv(uri).columns
+        reader = reader.schema(_csv_schema(source, header).add(UNREADABLE, StringType()))
+    elif source.format == "json":
+        reader = reader.schema(_struct(source.schema or {}).add(UNREADABLE, StringType()))
+    return reader.load(uri)
+
+
+def _csv_schema(source: Source, header: Sequence[str]) -> StructType:
+    """The file's columns in its order: a declared one has its type, any other is text."""
+    declared = {name.lower(): (name, kind) for name, kind in (source.schema or {}).items()}
+    return _struct(dict(declared.get(name.lower(), (name, "string")) for name in header))
+
+
+def _struct(columns: Mapping[str, str]) -> StructType:
+    text = ", ".join(f"`{name}` {data_types.parse(kind).spark}" for name, kind in columns.items())
     return cast("StructType", StructType.fromDDL(text))  # a list of columns is always a struct
+
+
+def _whole_row_checked(columns: Sequence[Column]) -> Column:
+    """UNREADABLE, made to need every column: Spark marks a row only for columns that the query reads, so a row would be
+    good in a query of its keys and bad in one of its amounts."""
+    of_every_column = F.substring(F.to_json(F.struct(*columns)), 0, 0)
+    return F.when(F.col(UNREADABLE).isNotNull(), F.concat(F.col(UNREADABLE), of_every_column))
 
 
 def _check_schema(subject: str, source: Source, found: StructType) -> None:
@@ -80,8 +104,7 @@ def _check_schema(subject: str, source: Source, found: StructType) -> None:
 
 
 def _unreadable(subject: str, uri: str, source: Source, error: AnalysisException) -> DataError:
-    condition = error.getCondition() or ""
-    if condition in ("PATH_NOT_FOUND", "UNABLE_TO_INFER_SCHEMA") or "DELTA_PATH_DOES_NOT_EXIST" in condition:
+    if (error.getCondition() or "").split(".")[0] in _NOTHING_THERE:
         hint = "check the path, the profile's [lakes], and that the step before has written"
         return DataError(subject, f"there is no {source.format} data at {uri} (path '{source.path}')", hint=hint)
     first_line = str(error).splitlines()[0]

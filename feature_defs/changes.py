@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from feature_defs import snapshot
-from feature_defs.model import Definitions, Service
+from feature_defs import data_types, snapshot
+from feature_defs.model import Definitions, FeatureGroup, Service
 
 ADDED, CHANGED, REMOVED = "added", "changed", "removed"
 NOTHING = Definitions({}, {}, {}, {})
@@ -87,7 +87,7 @@ def _changes(word: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Itera
 
 
 def _field_changes(path: str, old: Any, new: Any) -> Iterator[FieldChange]:
-    before, after = _named(old), _named(new)
+    before, after = _named(old, new), _named(new, old)
     if before == after:  # a list whose items only moved
         yield FieldChange(path, "order", "another order")
     elif isinstance(before, dict) and isinstance(after, dict):
@@ -98,9 +98,10 @@ def _field_changes(path: str, old: Any, new: Any) -> Iterator[FieldChange]:
         yield FieldChange(path, before, after)
 
 
-def _named(value: Any) -> Any:
-    """A list of named things (features, expectations) compares by name."""
-    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+def _named(value: Any, other: Any) -> Any:
+    """A list of named things (features, expectations) compares by name, also with none of them."""
+    items = [*value, *other] if isinstance(value, list) and isinstance(other, list) else []
+    if items and all(isinstance(item, dict) and "name" in item for item in items):
         return {item["name"]: item for item in value}
     return value
 
@@ -111,7 +112,7 @@ Refusals = Iterator[tuple[str, str, str]]
 
 
 def _group_refusals(before: Definitions, wanted: Definitions) -> Refusals:
-    for name in before.groups.keys() & wanted.groups.keys():
+    for name in sorted(before.groups.keys() & wanted.groups.keys()):
         old, new = before.groups[name], wanted.groups[name]
         subject, raise_it = (
             f"FeatureGroup '{name}'",
@@ -125,22 +126,31 @@ def _group_refusals(before: Definitions, wanted: Definitions) -> Refusals:
             )
         if new.version != old.version:
             continue
-        types = {feature.name: feature.type for feature in old.features}
+        types = {feature.name: _type(feature.type) for feature in old.features}
         for feature in new.features:
-            if types.get(feature.name, feature.type) != feature.type:
-                problem = f"feature '{feature.name}' changes type from {types[feature.name]} to {feature.type}"
+            if types.get(feature.name, _type(feature.type)) != _type(feature.type):
+                problem = f"feature '{feature.name}' changes type from {types[feature.name]} to {_type(feature.type)}"
                 yield subject, f"{problem} within version {old.version}", raise_it
-        old_keys, new_keys = before.entity_of(old).keys, wanted.entity_of(new).keys
-        if list(old_keys.items()) != list(new_keys.items()):
-            problem = f"its keys change from {dict(old_keys)} to {dict(new_keys)} within version {old.version}"
-            yield subject, problem, raise_it
+        old_keys, new_keys = _keys(old, before), _keys(new, wanted)
+        if old_keys != new_keys:
+            problem = f"its keys change from {', '.join(old_keys)} to {', '.join(new_keys)}"
+            yield subject, f"{problem} within version {old.version}", raise_it
         if old.offline != new.offline:
             problem = f"its offline format changes from {old.offline} to {new.offline} within version {old.version}"
             yield subject, problem, raise_it
 
 
+def _type(text: str) -> str:
+    """`decimal(10, 2)` is `decimal(10,2)`: another spelling is no change."""
+    return data_types.parse(text).spark
+
+
+def _keys(group: FeatureGroup, definitions: Definitions) -> list[str]:
+    return [f"{column} {_type(kind)}" for column, kind in definitions.entity_of(group).keys.items()]
+
+
 def _service_refusals(before: Definitions, wanted: Definitions) -> Refusals:
-    for name in before.services.keys() & wanted.services.keys():
+    for name in sorted(before.services.keys() & wanted.services.keys()):
         old, new = before.services[name], wanted.services[name]
         subject = f"Service '{name}'"
         if new.version < old.version:
@@ -157,7 +167,7 @@ def _service_refusals(before: Definitions, wanted: Definitions) -> Refusals:
 def _columns(service: Service, definitions: Definitions) -> dict[str, str]:
     """What the model receives: each column with its group's version and its type, in order."""
     return {
-        f"{group.name}.{feature.name}": f"{feature.type} of version {group.version}"
+        f"{group.name}.{feature.name}": f"{_type(feature.type)} of version {group.version}"
         for group, features in definitions.features_of(service)
         for feature in features
     }

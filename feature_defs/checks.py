@@ -7,6 +7,7 @@ Each rule is a small generator of faults; a fault names the object, what is wron
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from feature_defs import data_types, durations, expressions
 from feature_defs.aggregates import AGGREGATES
 from feature_defs.errors import Fault, listed, near_miss
+from feature_defs.fingerprint import transform_digest
 from feature_defs.model import (
     CREATED_TIME,
     EVENT_TIME,
@@ -39,10 +41,13 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PATH = re.compile(r"lake://[A-Za-z][A-Za-z0-9_-]*/[^\s]+")
 _MISSING_SCHEMA = ("csv", "json")
+_TEXTS = ("owner", "description", "event_time", "created_time")
+_SWITCHES = ("online", "skip_nulls", "pii")
 RESERVED = (EVENT_TIME, CREATED_TIME)
 
 Found = Iterator[tuple[str, str]]  # (problem, hint)
 Word = TypeVar("Word", bound=Definition)
+Named = TypeVar("Named")
 
 
 def check(objects: Sequence[Definition]) -> tuple[Definitions | None, tuple[Fault, ...]]:
@@ -101,12 +106,14 @@ def _feature_faults(group: FeatureGroup, feature: Feature, definitions: Definiti
 
 def _entity(entity: Entity) -> Found:
     yield from _name(entity.name)
+    yield from _plain_fields(entity)
     if not isinstance(entity.keys, Mapping) or not entity.keys:
         yield "keys must map at least one column to a type", 'write keys={"customer_id": "string"}'
         return
+    yield from _repeated("key", entity.keys)
     for column, type_text in entity.keys.items():
         yield from _column_name("key", column)
-        if column in RESERVED:
+        if str(column).lower() in RESERVED:
             yield (
                 f"key '{column}' has a reserved name",
                 f"{EVENT_TIME} and {CREATED_TIME} are the two clocks; rename it",
@@ -122,6 +129,7 @@ def _entity(entity: Entity) -> Found:
 
 def _source(source: Source) -> Found:
     yield from _name(source.name)
+    yield from _plain_fields(source)
     if not isinstance(source.path, str) or not _PATH.fullmatch(source.path):
         yield f"path {source.path!r} is not a logical path", "write lake://NAME/path; a profile says where NAME is"
     yield from _one_of("format", source.format, SOURCE_FORMATS)
@@ -132,14 +140,20 @@ def _source(source: Source) -> Found:
         yield "schema must map columns to types", 'write schema={"amount": "double"}'
     else:
         for column, type_text in source.schema.items():
+            if not isinstance(column, str):
+                yield f"schema: column {column!r} is {type(column).__name__}", "write each column's name as text"
             yield from _parsed(f"column '{column}'", type_text)[1]
         for clock, name in ((EVENT_TIME, source.event_time), (CREATED_TIME, source.created_time)):
-            if name is not None:
+            if isinstance(name, str):
                 yield from _known_column(clock, name, source.schema, f"the schema of source '{source.name}'")
                 yield from _clock_type(clock, name, source.schema)
     if source.filter is not None:
-        known = tuple(source.schema) if isinstance(source.schema, Mapping) else None
-        yield from _sql("filter", source.filter, known, f"source '{source.name}'")
+        yield from _sql("filter", source.filter, _columns_of(source), f"source '{source.name}'")
+
+
+def _columns_of(source: Source | None) -> tuple[str, ...] | None:
+    """None when the source says nothing of them: what follows from that is not another fault."""
+    return tuple(source.schema) if source and isinstance(source.schema, Mapping) and source.schema else None
 
 
 def _clock_type(clock: str, column: str, schema: Mapping[str, str]) -> Found:
@@ -153,8 +167,9 @@ def _clock_type(clock: str, column: str, schema: Mapping[str, str]) -> Found:
 
 def _group(group: FeatureGroup, definitions: Definitions) -> Found:
     yield from _name(group.name)
-    yield from _reference("entity", group.entity_name, definitions.entities)
-    yield from _reference("source", group.source_name, definitions.sources)
+    yield from _plain_fields(group)
+    yield from _reference("entity", group.entity, definitions.entities)
+    yield from _reference("source", group.source, definitions.sources)
     yield from _one_of("offline", group.offline, OFFLINE_FORMATS)
     yield from _version(group.version)
     yield from _duration("ttl", group.ttl)
@@ -162,51 +177,93 @@ def _group(group: FeatureGroup, definitions: Definitions) -> Found:
     yield from _tags(group.tags)
     if group.status is not None:
         yield from _one_of("status", group.status, STATUSES)
-    if not (group.transform is None or callable(group.transform) or isinstance(group.transform, TransformReference)):
-        yield "transform is not a function", "give a function that takes a DataFrame and returns one"
-    if not _is_list(group.features) or not group.features:
+    yield from _transform(group.transform)
+    if not _is_list(group.features):
+        problem = f"features is {type(group.features).__name__}, expected a list"
+        yield problem, 'write features=[Feature("amount", "double")]'
+        return
+    if not group.features:
         yield "has no features", 'write features=[Feature("amount", "double")]'
         return
     for item in group.features:
         if not isinstance(item, Feature):
             yield f"features holds {type(item).__name__}", "each item is Feature(name, type, expression)"
     features = [item for item in group.features if isinstance(item, Feature)]
-    yield from _repeated("feature", [feature.name for feature in features])
+    yield from _repeated("feature", [feature.name for feature in features if isinstance(feature.name, str)])
     yield from _keys_of_group(group, definitions)
     yield from _cycle(features)
     if group.every and not group.aggregates:
         yield "has every= but no Aggregate", "every= cuts aggregates on a grid; leave it out, or aggregate"
     if group.skip_nulls and group.aggregates:
         yield "has skip_nulls= with aggregates", "aggregates skip nulls already; leave skip_nulls out"
+    if not _is_list(group.expectations):
+        problem = f"expectations is {type(group.expectations).__name__}, expected a list"
+        yield problem, 'write expectations=[Expectation("positive", "amount > 0")]'
+        return
+    known = _columns_of_group(group, definitions)
     for expectation in group.expectations:
-        yield from _expectation(expectation, [*_key_names(group, definitions), EVENT_TIME, *(f.name for f in features)])
+        yield from _expectation(expectation, known)
+    rules = [rule for rule in group.expectations if isinstance(rule, Expectation)]
+    yield from _repeated("expectation", [rule.name for rule in rules if isinstance(rule.name, str)])
 
 
-def _key_names(group: FeatureGroup, definitions: Definitions) -> tuple[str, ...]:
-    entity = definitions.entities.get(group.entity_name)
-    return tuple(entity.keys) if entity and isinstance(entity.keys, Mapping) else ()
+def _transform(transform: object) -> Found:
+    """The fingerprint reads the function's text, so nothing may be in it that its text does not say."""
+    if transform is None or isinstance(transform, TransformReference):
+        return
+    own = inspect.unwrap(transform) if callable(transform) else None
+    if not inspect.isfunction(own):
+        yield "transform is not a function", "give a function that takes a DataFrame and returns one"
+    elif own.__name__ == "<lambda>":
+        yield "transform is a lambda", "write it as a function with def, so that a change of it is seen"
+    elif own.__closure__:
+        names = ", ".join(own.__code__.co_freevars)
+        yield (
+            f"transform '{own.__name__}' uses {names} of the function that made it",
+            "write it with def at the top level of the file, so that a change of its values is seen",
+        )
+    else:
+        try:
+            transform_digest(own)
+        except (OSError, TypeError, SyntaxError):
+            yield f"the text of transform '{own.__name__}' cannot be read", "write it with def in a definition file"
+
+
+def _key_names(group: FeatureGroup, definitions: Definitions) -> tuple[str, ...] | None:
+    """None when the entity is at fault: what follows from that is not another fault."""
+    entity = _named(group.entity_name, definitions.entities)
+    return tuple(entity.keys) if entity and isinstance(entity.keys, Mapping) else None
+
+
+def _columns_of_group(group: FeatureGroup, definitions: Definitions) -> tuple[str, ...] | None:
+    keys = _key_names(group, definitions)
+    names = tuple(feature.name for feature in group.features if isinstance(feature, Feature))
+    return None if keys is None else (*keys, EVENT_TIME, *names)
 
 
 def _keys_of_group(group: FeatureGroup, definitions: Definitions) -> Found:
-    keys = _key_names(group, definitions)
+    keys = _key_names(group, definitions) or ()
+    taken = {str(key).lower() for key in keys}
     for feature in group.features:
-        if isinstance(feature, Feature) and feature.name in keys:
+        if isinstance(feature, Feature) and str(feature.name).lower() in taken:
             yield f"feature '{feature.name}' has the name of a key", "rename the feature"
-    source = definitions.sources.get(group.source_name)
-    if source is None or not isinstance(source.schema, Mapping) or group.transform is not None:
+    source = _named(group.source_name, definitions.sources)
+    columns = _columns_of(source)
+    if source is None or columns is None or group.transform is not None:
         return
     for key in keys:
-        if key not in source.schema:
+        if key not in columns:
             yield (
-                f"key '{key}' is not a column of source '{source.name}' ({listed(source.schema)})",
-                near_miss(key, source.schema) + "rename it in the source or in the entity",
+                f"key '{key}' is not a column of source '{source.name}' ({listed(columns)})",
+                near_miss(key, columns) + "rename it in the source or in the entity",
             )
 
 
 def _cycle(features: Sequence[Feature]) -> Found:
     """Expressions may name other features of the group, but not in a circle."""
-    names = {feature.name for feature in features}
-    needs = {feature.name: _needs(feature) & names - {feature.name} for feature in features}
+    named = [feature for feature in features if isinstance(feature.name, str)]
+    names = {feature.name.lower() for feature in named}  # as Spark compares them
+    needs = {feature.name.lower(): _needs(feature) & names - {feature.name.lower()} for feature in named}
     while needs:
         free = [name for name, needed in needs.items() if not needed & needs.keys()]
         if not free:
@@ -220,14 +277,15 @@ def _needs(feature: Feature) -> set[str]:
     if not isinstance(feature.expression, str):
         return set()
     try:
-        return set(expressions.columns(feature.expression))
+        return {column.lower() for column in expressions.columns(feature.expression)}
     except expressions.ExpressionFault:
         return set()
 
 
 def _feature(group: FeatureGroup, feature: Feature, definitions: Definitions) -> Found:
     yield from _column_name("feature", feature.name)
-    if feature.name in RESERVED:
+    yield from _plain_fields(feature)
+    if str(feature.name).lower() in RESERVED:
         yield "has a reserved name", f"{EVENT_TIME} and {CREATED_TIME} are the two clocks; rename the feature"
     kind, faults = _parsed("type", feature.type)
     yield from faults
@@ -242,12 +300,14 @@ def _feature(group: FeatureGroup, feature: Feature, definitions: Definitions) ->
     yield from _expression(group, feature, definitions)
     if not _is_list(feature.allowed_values):
         yield "allowed_values is not a list", 'write allowed_values=["bronze", "silver"]'
+    elif wrong := [value for value in feature.allowed_values if not isinstance(value, str | int | float)]:
+        problem = f"allowed_values holds {type(wrong[0]).__name__}, expected texts, numbers, True or False"
+        yield problem, 'write allowed_values=["bronze", "silver"]'
 
 
 def _expression(group: FeatureGroup, feature: Feature, definitions: Definitions) -> Found:
-    source = definitions.sources.get(group.source_name)
-    schema = source.schema if source and isinstance(source.schema, Mapping) else None
-    rows = tuple(schema) if schema is not None and group.transform is None else None
+    source = _named(group.source_name, definitions.sources)
+    rows = _columns_of(source) if group.transform is None else None
     where = f"source '{group.source_name}'"
     match feature.expression:
         case Aggregate():
@@ -261,9 +321,10 @@ def _expression(group: FeatureGroup, feature: Feature, definitions: Definitions)
                     near_miss(feature.name, rows) + "give the feature an expression, or name a column",
                 )
         case str():
-            others = tuple(other.name for other in group.features if isinstance(other, Feature))
+            others = tuple(f.name for f in group.features if isinstance(f, Feature) and f.name != feature.name)
             if group.aggregates:
-                known: tuple[str, ...] | None = (*_key_names(group, definitions), EVENT_TIME, *others)
+                keys = _key_names(group, definitions)
+                known: tuple[str, ...] | None = None if keys is None else (*keys, EVENT_TIME, *others)
                 where = "the group's features and keys (an expression beside aggregates sees those, not the source)"
             else:
                 known = (*rows, *others) if rows is not None else None
@@ -274,7 +335,7 @@ def _expression(group: FeatureGroup, feature: Feature, definitions: Definitions)
 
 def _aggregate(group: FeatureGroup, aggregate: Aggregate, rows: tuple[str, ...] | None) -> Found:
     yield from _one_of("aggregate", aggregate.function, tuple(AGGREGATES))
-    function = AGGREGATES.get(aggregate.function)
+    function = _named(aggregate.function, AGGREGATES)
     if function and function.needs_column and aggregate.column is None:
         yield f"aggregate {aggregate.function} has no column", f'write Aggregate("{aggregate.function}", "amount")'
     for label, text in (("aggregate column", aggregate.column), ("where", aggregate.where)):
@@ -293,20 +354,25 @@ def _aggregate(group: FeatureGroup, aggregate: Aggregate, rows: tuple[str, ...] 
             )
 
 
-def _expectation(expectation: object, known: Sequence[str]) -> Found:
+def _expectation(expectation: object, known: Sequence[str] | None) -> Found:
     if not isinstance(expectation, Expectation):
         yield f"expectations holds {type(expectation).__name__}", 'write Expectation("positive", "amount > 0")'
         return
     yield from ((f"expectation: {problem}", hint) for problem, hint in _name(expectation.name))
     yield from _one_of("severity", expectation.severity, SEVERITIES)
-    yield from _sql(f"expectation '{expectation.name}'", expectation.condition, tuple(known), "the group's columns")
+    yield from _sql(f"expectation '{expectation.name}'", expectation.condition, known, "the group's columns")
 
 
 def _service(service: Service, definitions: Definitions) -> Found:
     yield from _name(service.name)
     yield from _version(service.version)
+    yield from _plain_fields(service)
     yield from _tags(service.tags)
-    if not _is_list(service.features) or not service.features:
+    if not _is_list(service.features):
+        problem = f"features is {type(service.features).__name__}, expected a list"
+        yield problem, 'write features=[group["feature"]]'
+        return
+    if not service.features:
         yield "has no features", 'write features=[group["feature"]]'
         return
     chosen: list[str] = []
@@ -316,9 +382,13 @@ def _service(service: Service, definitions: Definitions) -> Found:
     items = [item for item in service.features if isinstance(item, FeatureGroup | FeatureSelection | str)]
     for selection in Service("", items).selections:
         yield from _reference("group", selection.group, definitions.groups)
-        group = definitions.groups.get(selection.group)
-        if group is None:
+        group = _named(selection.group, definitions.groups)
+        if selection.features is not None and not _is_list(selection.features):
+            problem = f"features of group '{selection.group}' is {type(selection.features).__name__}, expected names"
+            yield problem, 'write group["feature", ...]'
             continue
+        if group is None or not _is_list(group.features):
+            continue  # a fault already
         names = [feature.name for feature in group.features if isinstance(feature, Feature)]
         for name in selection.features or ():
             if name not in names:
@@ -343,14 +413,37 @@ def _column_name(what: str, name: object) -> Found:
         yield f"{what} name {name!r} is not usable as a column", "use letters, digits and _, not starting with a digit"
 
 
+def _plain_fields(definition: object) -> Found:
+    """What the registry keeps as it was written has to be text, or True or False."""
+    for field in (name for name in _TEXTS if hasattr(definition, name)):
+        value = getattr(definition, field)
+        if not isinstance(value, str) and not (field == "created_time" and value is None):
+            yield f"{field} is {type(value).__name__}, expected text", f'write {field}="..."'
+    for field in (name for name in _SWITCHES if hasattr(definition, name)):
+        if not isinstance(getattr(definition, field), bool):
+            value = getattr(definition, field)
+            yield f"{field} is {type(value).__name__}, expected True or False", f"write {field}=True or leave it out"
+
+
 def _one_of(what: str, value: object, allowed: Sequence[str]) -> Found:
     if value not in allowed:
         yield f"{what} {value!r} is not known", near_miss(str(value), allowed) + f"use one of {', '.join(allowed)}"
 
 
-def _reference(what: str, name: object, known: Mapping[str, Any]) -> Found:
-    if not isinstance(name, str) or name not in known:
-        yield f"{what} '{name}' is not defined", near_miss(str(name), known) + f"known: {listed(known)}"
+def _reference(what: str, value: object, known: Mapping[str, Any]) -> Found:
+    """A definition or its name, which has to be one of the known."""
+    name = value.name if isinstance(value, Entity | Source) else value
+    if _named(name, known) is not None:
+        return
+    if isinstance(value, Entity | Source):
+        hint = "give it a name of its own at the top level of a file, and use that name here"
+        yield f"{what} '{name}' stands at the top level of no file", hint
+    else:
+        yield f"{what} '{name}' is not defined", near_miss(name, known) + f"known: {listed(known)}"
+
+
+def _named(name: object, known: Mapping[str, Named]) -> Named | None:
+    return known.get(name) if isinstance(name, str) else None
 
 
 def _version(version: object) -> Found:
@@ -358,7 +451,7 @@ def _version(version: object) -> Found:
         yield f"version {version!r} is not a version", "use a whole number from 1"
 
 
-def _duration(what: str, value: str | None) -> Found:
+def _duration(what: str, value: object) -> Found:
     if value is None:
         return
     try:
@@ -368,16 +461,17 @@ def _duration(what: str, value: str | None) -> Found:
 
 
 def _tags(tags: object) -> Found:
-    if not _is_list(tags) or not all(isinstance(tag, str) for tag in tags):  # type: ignore[attr-defined]  # a list
+    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
         yield f"tags is {tags!r}", 'write tags=["crm", "daily"]'
 
 
 def _repeated(what: str, names: Iterable[str]) -> Found:
+    """Spark does not tell `Total` from `total`, so neither may stand beside the other."""
     seen: set[str] = set()
     for name in names:
-        if name in seen:
+        if str(name).lower() in seen:
             yield f"{what} '{name}' is there twice", "keep one of the two"
-        seen.add(name)
+        seen.add(str(name).lower())
 
 
 def _known_column(what: str, column: str, known: Iterable[str], where: str) -> Found:
@@ -389,7 +483,7 @@ def _parsed(what: str, type_text: object) -> tuple[data_types.DataType | None, l
     try:
         return data_types.parse(type_text), []
     except data_types.TypeFault as fault:
-        close = near_miss(str(type_text), data_types.TYPES)
+        close = "" if "; write '" in str(fault) else near_miss(type_text, data_types.TYPES)
         return None, [(f"{what}: {fault}", close + f"known types: {', '.join(data_types.FEATURE_TYPES)}")]
 
 
@@ -404,7 +498,7 @@ def _sql(what: str, text: object, known: Sequence[str] | None, where: str) -> Fo
         return
     if known is None:
         return
-    lower = {name.lower() for name in known}
+    lower = {str(name).lower() for name in known}
     for column in found:
         if column.lower() not in lower:
             yield (
@@ -414,4 +508,4 @@ def _sql(what: str, text: object, known: Sequence[str] | None, where: str) -> Fo
 
 
 def _is_list(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+    return isinstance(value, list | tuple)

@@ -109,7 +109,7 @@ def parse(text: object) -> DataType:
     """Read a type, or raise TypeFault saying what is wrong and what could be meant."""
     if not isinstance(text, str):
         raise TypeFault(f"a type is written as text such as 'bigint', not {type(text).__name__}")
-    tokens = re.findall(r"[A-Za-z_][A-Za-z_0-9]*|\d+|[<>(),:]", text)
+    tokens = re.findall(r"[A-Za-z_][A-Za-z_0-9]*|[0-9]{1,9}|[<>(),:]", text)
     if "".join(tokens) != re.sub(r"\s+", "", text) or not tokens:
         raise TypeFault(f"'{text}' is not a type")
     found, rest = _read(tokens, text)
@@ -146,6 +146,8 @@ def _read(tokens: list[str], text: str) -> tuple[DataType, list[str]]:
             while True:
                 if not rest:
                     raise TypeFault(f"'{text}' ends too early")
+                if rest[0] in "<>(),:":
+                    raise TypeFault(f"'{text}': expected a field's name, found '{rest[0]}'")
                 field, rest = rest[0], _after(rest[1:], ":", text)
                 inner, rest = _read(rest, text)
                 fields.append((field, inner))

@@ -8,7 +8,8 @@
     |- LakeError                   6    a lake or the registry cannot be read or written
     |  `- RegistryConflict         6    somebody else applied first
     |- OnlineStoreError            7    Redis is down, refuses, or holds something else
-    `- MissingPartError            8    Java, a jar or an optional package is not there
+    |- MissingPartError            8    Java, a jar or an optional package is not there
+    `- SparkFailed                 9    Spark gave up for a reason that is not the data's: memory, disk, a lost cluster
 
 Exit 0 is success, 1 a bug in Tidemark (with its traceback), 2 is kept for `tidemark plan` that found changes.
 Messages name objects, columns and types; never feature values and never secrets.
@@ -74,6 +75,10 @@ class MissingPartError(TidemarkError):
     exit_code = 8
 
 
+class SparkFailed(TidemarkError):
+    exit_code = 9
+
+
 @dataclass(frozen=True, order=True)
 class Fault:
     """One thing that is wrong with a set of definitions, and where."""
@@ -127,15 +132,15 @@ class ChangeRefused(TidemarkError):
         return {**super().as_plain(), "reasons": reasons}
 
 
-def near_miss(name: str, known: Iterable[str]) -> str:
+def near_miss(name: object, known: Iterable[object]) -> str:
     """`did you mean 'customer_id'? ` when a known name is close to this one, else an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), [str(other) for other in known], n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'? " if close else ""
 
 
-def listed(names: Iterable[str], most: int = 12) -> str:
+def listed(names: Iterable[object], most: int = 12) -> str:
     """Names for a message: all of a few, the first of many."""
-    found = list(names)
+    found = [str(name) for name in names]
     if not found:
         return "none"
     rest = f", ... {len(found) - most} more" if len(found) > most else ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from feature_defs import durations
 from feature_defs.errors import UsageError, listed
-from feature_defs.model import Definitions, Service
+from feature_defs.model import Definitions, Feature, FeatureGroup, Service
 
 KNOWN_BY = ("event", "spine")
 
@@ -65,20 +65,27 @@ def plan_join(
         hint = f"use one of {', '.join(KNOWN_BY)}"
         raise UsageError("Option known_by", f"'{rules.known_by}' is not known", hint=hint)
     groups = tuple(
-        GroupJoin(
-            group=group.name,
-            version=group.version,
-            keys=tuple(definitions.entity_of(group).keys),
-            key_types=tuple(definitions.entity_of(group).keys.values()),
-            columns=tuple((f.name, f"{group.name}__{f.name}" if prefix else f.name) for f in features),
-            ttl_us=durations.microseconds(group.ttl) if group.ttl else None,
-            skip_nulls=group.skip_nulls,
-        )
-        for group, features in definitions.features_of(service)
+        group_join(group, definitions, features, prefix=prefix) for group, features in definitions.features_of(service)
     )
     plan = JoinPlan(service.name, service.version, groups, rules)
     _refuse_collisions(plan, spine_columns)
     return plan
+
+
+def group_join(
+    group: FeatureGroup, definitions: Definitions, features: Sequence[Feature], *, prefix: bool = False
+) -> GroupJoin:
+    """These features of a group, looked up under the group's own rules."""
+    entity = definitions.entity_of(group)
+    return GroupJoin(
+        group=group.name,
+        version=group.version,
+        keys=tuple(entity.keys),
+        key_types=tuple(entity.keys.values()),
+        columns=tuple((f.name, f"{group.name}__{f.name}" if prefix else f.name) for f in features),
+        ttl_us=durations.microseconds(group.ttl) if group.ttl else None,
+        skip_nulls=group.skip_nulls,
+    )
 
 
 def _refuse_collisions(plan: JoinPlan, spine_columns: Sequence[str]) -> None:

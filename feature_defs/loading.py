@@ -6,6 +6,7 @@ The files are imported as one private package, so that they may import from each
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.machinery
@@ -50,8 +51,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _hidden(path: Path) -> bool:
-    """Caches, checkpoints and users' own tests (test_*.py) are no definitions."""
-    return any(part.startswith((".", "__", "test_")) for part in path.parts)
+    """Caches, checkpoints and users' own tests (test_*.py, conftest.py) are no definitions."""
+    return path.name == "conftest.py" or any(part.startswith((".", "__", "test_")) for part in path.parts)
 
 
 def _import_all(folder: Path, files: Sequence[Path]) -> tuple[list[Definition], list[Fault]]:
@@ -61,13 +62,24 @@ def _import_all(folder: Path, files: Sequence[Path]) -> tuple[list[Definition], 
     for path in files:
         name = ".".join((package, *path.relative_to(folder).with_suffix("").parts))
         try:
-            module = importlib.import_module(name)
-        except Exception as error:  # noqa: BLE001 - whatever a user's file raises is a fault of that file
+            with _no_bytecode():
+                module = importlib.import_module(name)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's file raises is a fault of that file
             fault = _import_fault(folder, path, error)
             faults.setdefault((fault.file, fault.line, fault.problem), fault)
             continue
         objects.update((id(item), item) for item in _definitions_in(vars(module).values()))
     return list(objects.values()), list(faults.values())
+
+
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Python tells a stale .pyc by seconds and size: a file that was rewritten at once would be loaded as it was."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _package(folder: Path) -> str:
@@ -87,15 +99,16 @@ def _definitions_in(values: Iterable[Any]) -> Iterator[Definition]:
     for value in values:
         if isinstance(value, WORDS):
             yield value  # type: ignore[misc]  # WORDS are the members of Definition
-        elif isinstance(value, list | tuple):
-            yield from (item for item in value if isinstance(item, WORDS))  # type: ignore[misc]  # as above
+        elif isinstance(value, list | tuple | dict):
+            items = value.values() if isinstance(value, dict) else value
+            yield from (item for item in items if isinstance(item, WORDS))  # type: ignore[misc]  # as above
 
 
 # what a user sees of a file that does not load
 
 
-def _import_fault(folder: Path, path: Path, error: Exception) -> Fault:
-    if isinstance(error, SyntaxError) and error.filename:
+def _import_fault(folder: Path, path: Path, error: BaseException) -> Fault:
+    if isinstance(error, SyntaxError) and error.filename and _inside(folder, error.filename):
         text = f": {error.text.strip()}" if error.text else ""
         return Fault(error.filename, error.lineno or 0, "File", f"{error.msg}{text}", "correct the Python syntax")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _inside(folder, frame.filename)]
@@ -107,7 +120,7 @@ def _inside(folder: Path, filename: str) -> bool:
     return Path(filename).is_relative_to(folder)
 
 
-def _import_hint(folder: Path, error: Exception) -> str:
+def _import_hint(folder: Path, error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
         stem = (error.name or "").rsplit(".", 1)[-1]
         if any(folder.rglob(f"{stem}.py")):
@@ -117,6 +130,10 @@ def _import_hint(folder: Path, error: Exception) -> str:
     if unexpected and unexpected[1] in _CALLABLES:
         known = [item.name for item in fields(_CALLABLES[unexpected[1]]) if item.name != "at"]
         return near_miss(unexpected[2], known) + f"{unexpected[1]} takes {', '.join(known)}"
+    positional = re.search(r"(\w+)\.__init__\(\) takes", str(error))
+    if positional and positional[1] in _CALLABLES:
+        named = [item.name for item in fields(_CALLABLES[positional[1]]) if item.kw_only and item.name != "at"]
+        return f"write these with their names: {', '.join(f'{name}=' for name in named)}"
     missing = re.search(r"(\w+)\.__init__\(\) missing", str(error))
     if missing and missing[1] in _CALLABLES:
         return f"give {missing[1]} what it names"

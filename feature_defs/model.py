@@ -156,7 +156,8 @@ class FeatureGroup:
 
     @property
     def aggregates(self) -> tuple[Feature, ...]:
-        return tuple(feature for feature in self.features if isinstance(feature.expression, Aggregate))
+        features = (item for item in self.features if isinstance(item, Feature))
+        return tuple(feature for feature in features if isinstance(feature.expression, Aggregate))
 
     def feature(self, name: str) -> Feature:
         return next(feature for feature in self.features if feature.name == name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from dataclasses import dataclass
 
@@ -25,7 +26,14 @@ class CheckReport:
         total = ", ".join(
             (counted(len(self.groups), "group"), counted(self.features, "feature"), counted(self.services, "service"))
         )
-        return f"{table(['group', 'fingerprint'], lines)}\n{total}: no fault, {self.seconds:.2f} s ({self.definitions})"
+        where = _relative(self.definitions)
+        return f"{table(['group', 'fingerprint'], lines)}\n{total}: no fault, {self.seconds:.2f} s ({where})"
+
+
+def _relative(path: str) -> str:
+    """As compilers show paths: from the working directory when below it."""
+    shown = os.path.relpath(path)
+    return path if shown.startswith("..") else shown
 
 
 def check(place: Place) -> CheckReport:

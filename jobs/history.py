@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from feature_defs.changes import Change, compare
+from feature_defs.errors import UsageError, listed, near_miss
 from jobs.place import Place
 from jobs.plan import changes_text
 from jobs.report import counted
@@ -38,14 +39,19 @@ def history(place: Place, name: str = "") -> HistoryReport:
     """Every snapshot, or those that changed the definition of this name."""
     entries = []
     before = None
+    seen: set[str] = set()
     for number in place.registry.numbers():
         snapshot = place.registry.read(number)
         changes = compare(before, snapshot.definitions).changes
         before = snapshot.definitions
+        seen.update(change.name for change in changes)
         kept = tuple(change for change in changes if name in ("", change.name))
         if kept or not name:
             told = (snapshot.applied_at, snapshot.applied_by, snapshot.message)
             entries.append(HistoryEntry(number, *told, kept))
+    if name and not entries:
+        problem = f"is in no snapshot of the registry ({listed(sorted(seen))})"
+        raise UsageError(f"'{name}'", problem, hint=near_miss(name, seen) + "`tidemark list` shows what there is")
     return HistoryReport(tuple(reversed(entries)))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from feature_defs.errors import near_miss
-from feature_defs.model import STATUSES, Definitions, FeatureGroup
+from feature_defs.model import STATUSES, Definitions, Feature, FeatureGroup
 from jobs.place import Place
 from jobs.report import counted, table
 
@@ -25,7 +25,7 @@ class Criteria:
 
 @dataclass(frozen=True)
 class Entry:
-    """One group or service that was found. `features` are those that match the text, or all."""
+    """One group or service that was found. `features` are those that match text and tag, or all."""
 
     kind: str
     name: str
@@ -72,25 +72,29 @@ def list_definitions(place: Place, criteria: Criteria = Criteria()) -> ListRepor
 
 def _groups(definitions: Definitions, criteria: Criteria) -> Iterator[Entry]:
     for group in definitions.groups.values():
-        tags = {*group.tags, *(tag for feature in group.features for tag in feature.tags)}
-        features = _matching_features(group, criteria.text)
+        tagged = group.features if criteria.tag in ("", *group.tags) else _tagged(group, criteria.tag)
+        features = tuple(feature.name for feature in tagged if _matches(feature, criteria.text))
         about = (group.name, group.description, group.owner, *group.tags)
         if (
             (features or _contains(about, criteria.text))
             and _equal(criteria.owner, group.owner)
-            and (not criteria.tag or criteria.tag in tags)
+            and tagged
             and _equal(criteria.entity, group.entity_name)
             and _equal(criteria.status, group.status or STATUSES[0])
         ):
-            named = features or tuple(feature.name for feature in group.features)
+            named = features or tuple(feature.name for feature in tagged)
             yield Entry(
                 "group", group.name, group.version, group.entity_name, group.owner, group.status or STATUSES[0], named,
                 group.description,
             )  # fmt: skip
 
 
-def _matching_features(group: FeatureGroup, text: str) -> tuple[str, ...]:
-    return tuple(f.name for f in group.features if _contains((f.name, f.description, *f.tags), text))
+def _tagged(group: FeatureGroup, tag: str) -> tuple[Feature, ...]:
+    return tuple(feature for feature in group.features if tag in feature.tags)
+
+
+def _matches(feature: Feature, text: str) -> bool:
+    return _contains((feature.name, feature.description, *feature.tags), text)
 
 
 def _services(definitions: Definitions, criteria: Criteria) -> Iterator[Entry]:

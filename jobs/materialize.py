@@ -22,6 +22,7 @@ from connectors.redis_online import RedisAddress, open_redis
 from connectors.registry import Snapshot
 from feature_defs import data_types, durations
 from feature_defs.errors import DataError, OnlineStoreError, UsageError
+from feature_defs.join_plan import group_join
 from feature_defs.model import Entity, FeatureGroup
 from jobs import arguments
 from jobs.online_address import online_address
@@ -105,8 +106,7 @@ def _load(place: Place, snapshot: Snapshot, group: FeatureGroup, address: RedisA
     if version is None:
         hint = f"run `tidemark compute --group {group.name}`"
         raise DataError(f"FeatureGroup '{group.name}'", "has no offline table yet", hint=hint)
-    features = [feature.name for feature in group.features]
-    latest = latest_rows(source.read(version), list(entity.keys), features, now_us=now)
+    latest = latest_rows(source.read(version), group_join(group, snapshot.definitions, group.features), now_us=now)
     counts = _sent(latest, partition_load(group, entity, address, now_us=now))
     handled = counts["written"] + counts["kept_newer"] + counts["expired"]
     if handled != counts["rows"]:

@@ -22,6 +22,7 @@ from connectors.redis_online import open_redis
 from connectors.registry import Snapshot
 from feature_defs import data_types, durations
 from feature_defs.errors import DataError, OnlineStoreError, UsageError
+from feature_defs.join_plan import group_join
 from feature_defs.model import Entity, Feature, FeatureGroup
 from jobs import arguments
 from jobs.online_address import online_address
@@ -224,7 +225,8 @@ def _offline(
             oldest = at - durations.microseconds(group.ttl)
             rows = rows.where(F.unix_micros("event_time") >= F.lit(oldest))
         # the answer travels as Arrow: a Row would bring timestamps in this machine's zone
-        latest = latest_rows(rows, list(entity.keys), [f.name for f in group.features], now_us=at).toArrow().to_pylist()
+        wanted = group_join(group, snapshot.definitions, group.features)
+        latest = latest_rows(rows, wanted, now_us=at).toArrow().to_pylist()
         for feature in features:
             found[f"{group.name}.{feature.name}"] = latest[0][feature.name] if latest else None
     return found

@@ -28,7 +28,7 @@ class Report(Protocol):
 
 
 def as_json(verb: str, report: Any) -> str:
-    plain = {"verb": verb, **dataclasses.asdict(report)}
+    plain = {"verb": verb, **dataclasses.asdict(report), "exit_code": report.exit_code}
     return json.dumps(plain, default=plain_value, ensure_ascii=False, indent=1)
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
 from feature_defs.errors import MissingPartError
@@ -39,6 +40,7 @@ _DELTA = {
 
 def open_session(settings: Settings, *, app: str = "tidemark") -> SparkSession:
     """The session for these settings; a session that runs already (notebook, Databricks) is used as it is."""
+    _silence_query_logs()
     active = SparkSession.getActiveSession()
     if active is not None:
         return _with_rules(active)
@@ -48,7 +50,7 @@ def open_session(settings: Settings, *, app: str = "tidemark") -> SparkSession:
     else:
         check_java()
         builder = SparkSession.builder.appName(app)
-        if spark.master:
+        if spark.master and not _is_submitted():
             builder = builder.master(spark.master)
         if spark.master.startswith("local"):
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else the `python3` of the PATH, not this one
@@ -68,27 +70,36 @@ def _with_rules(session: SparkSession) -> SparkSession:
     return session
 
 
+def _silence_query_logs() -> None:
+    """PySpark logs each failed query as JSON on standard error, with the values that it quotes; our message says it."""
+    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        PySparkLogger.getLogger(name).disabled = True
+
+
+def _is_submitted() -> bool:
+    """Under spark-submit the JVM runs already: its command line has chosen master and jars, and wins."""
+    return "PYSPARK_GATEWAY_PORT" in os.environ
+
+
 def _jars(spark: SparkSettings) -> dict[str, str]:
     """How Delta reaches the classpath: by cached files, else by coordinates; not at all where the cluster brings it."""
     if not spark.jars:
         return {}
-    cached = [
-        _ivy_home() / "jars" / f"{coordinate.replace(':', '_', 1).replace(':', '-')}.jar" for coordinate in DELTA_JARS
-    ]
-    if all(jar.is_file() for jar in cached):
+    if _is_submitted():
+        return _DELTA
+    if cached := cached_jars():
         return {**_DELTA, "spark.jars": ",".join(map(str, cached))}
-    return {
-        **_DELTA,
-        "spark.jars.packages": ",".join(DELTA_JARS),
-        "spark.jars.excludes": ",".join(_NOT_WITH_THEM),
-    }
+    return {**_DELTA, "spark.jars.packages": ",".join(DELTA_JARS), "spark.jars.excludes": ",".join(_NOT_WITH_THEM)}
 
 
-def _ivy_home() -> Path:
-    """Where Spark keeps what it resolved: `.ivy2` and, since Spark 4, a folder named after the Ivy version."""
-    homes = sorted(Path.home().glob(".ivy2*"), reverse=True)
+def cached_jars() -> list[Path]:
+    """The Delta jars in the cache of Spark's resolver (`.ivy2`, since Spark 4 `.ivy2.VERSION`); all or none."""
     names = [f"{coordinate.replace(':', '_', 1).replace(':', '-')}.jar" for coordinate in DELTA_JARS]
-    return next((home for home in homes if (home / "jars" / names[0]).is_file()), Path.home() / ".ivy2")
+    for home in sorted(Path.home().glob(".ivy2*"), reverse=True):
+        found = [home / "jars" / name for name in names]
+        if all(jar.is_file() for jar in found):
+            return found
+    return []
 
 
 def check_java() -> None:

@@ -2,19 +2,21 @@
 
     conf/NAME.toml + TIDEMARK_* -> load_settings -> Settings
 
-Relative paths in a profile start at the profile's own folder. `TIDEMARK_ONLINE_URL=...` overrides `[online] url`,
-`TIDEMARK_LAKES_RAW=...` the lake `raw`, and so on for every key; an unknown name is refused in both places.
+Relative paths in a profile start at the profile's own folder, in a variable at the working directory.
+`TIDEMARK_ONLINE_URL=...` overrides `[online] url`, `TIDEMARK_LAKES_RAW=...` the lake `raw`, and so on for every key; an
+unknown name is refused in both places.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from feature_defs.errors import UsageError, listed, near_miss
 
@@ -26,6 +28,8 @@ else:
 ENVIRONMENT = "TIDEMARK_"
 PROFILE_VARIABLE = "TIDEMARK_PROFILE"
 DEFAULT_PROFILE = "local"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_PATHS = (("", "definitions"), ("online", "folder"), ("spark", "log_config"))
 ONLINE_KINDS = ("embedded", "redis", "none")
 
 
@@ -77,7 +81,7 @@ def load_settings(profile: str | None = None, environment: Mapping[str, str] | N
     subject = f"Profile '{path.name}'"
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(subject, f"is not TOML: {error}", hint=f"correct {path}") from error
     merged = _overridden(document, environment)
     settings: Settings = _parsed(Settings, merged, subject, "")
@@ -124,8 +128,7 @@ def _value(kind: Any, value: Any, subject: str, where: str) -> Any:
         wrong = [key for key, inner in value.items() if not isinstance(inner, str)]
         if not wrong:
             return dict(value)
-        where = f"{where}.{wrong[0]}"
-        value = value[wrong[0]]
+        where, kind, value = f"{where}.{wrong[0]}", str, value[wrong[0]]
     expected = {bool: "true or false", float: "a number", str: "text"}.get(kind, "a table of texts")
     raise UsageError(subject, f"key '{where}' is {type(value).__name__}, expected {expected}", hint="correct its value")
 
@@ -136,21 +139,33 @@ def _value(kind: Any, value: Any, subject: str, where: str) -> Any:
 def _overridden(document: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
     merged: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in document.items()}
     scalars = _scalar_keys()
+    others = []
     for variable, text in sorted(environment.items()):
         if not variable.startswith(ENVIRONMENT) or variable == PROFILE_VARIABLE:
             continue
         name = variable.removeprefix(ENVIRONMENT).lower()
         if name.startswith("lakes_"):
-            merged.setdefault("lakes", {})[name.removeprefix("lakes_")] = text
+            table, key, value = "lakes", name.removeprefix("lakes_"), _from_here(text)
         elif name in scalars:
             table, key, kind = scalars[name]
-            target = merged.setdefault(table, {}) if table else merged
-            target[key] = _from_text(kind, text, variable)
-        elif not _is_named_secret(variable, merged):
+            value = _from_here(text) if (table, key) in _PATHS else _from_text(kind, text, variable)
+        else:
+            others.append(variable)
+            continue
+        target = merged.setdefault(table, {}) if table else merged
+        if isinstance(target, dict):  # else the profile's own fault, told when it is parsed
+            target[key] = value
+    for variable in others:  # after all keys are known: one of them may name this variable as its secret
+        if not _is_named_secret(variable, merged):
             known = [ENVIRONMENT + key.upper() for key in scalars]
             hint = near_miss(variable, known) + "unset it, or use TIDEMARK_TABLE_KEY as the profile's keys are named"
             raise UsageError(f"Environment variable {variable}", "names no key of a profile", hint=hint)
     return merged
+
+
+def _from_here(text: str) -> str:
+    """A path in a variable starts at the working directory, as every path in a shell does."""
+    return text if _SCHEME.match(text) else str(Path(text).resolve())
 
 
 def _is_named_secret(variable: str, merged: Mapping[str, Any]) -> bool:
@@ -195,7 +210,7 @@ def _located(settings: Settings, path: Path) -> Settings:
     if online.kind == "embedded" and not online.folder:
         hint = 'folder = "../.tidemark/redis"'
         raise UsageError(subject, "online.kind is embedded, but online.folder is missing", hint=hint)
-    if urlsplit(online.url).password:
+    if _holds_password(online.url, subject):
         hint = 'take it out of the url and set password = "env:NAME" or "scope:SCOPE/KEY"'
         raise UsageError(subject, "online.url holds a password; secrets are never in a profile", hint=hint)
     if online.password and not online.password.startswith(("env:", "scope:")):
@@ -214,8 +229,16 @@ def _located(settings: Settings, path: Path) -> Settings:
     )
 
 
+def _holds_password(url: str, subject: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:  # its message may repeat what the url holds
+        raise UsageError(subject, "online.url is not a URL", hint='url = "redis://host:6379/0"') from error
+    return bool(parts.password) or "password" in parse_qs(parts.query)
+
+
 def _lake_uri(folder: Path, base: str) -> str:
-    """A lake's base as a URI; without a scheme it is a folder from the profile's."""
-    if urlsplit(base).scheme:
+    """A lake's base as a URI (never escaped, as Spark has it); without a scheme it is a folder from the profile's."""
+    if _SCHEME.match(base):
         return base.rstrip("/")
-    return (folder / base).resolve().as_uri()
+    return f"file://{(folder / base).resolve()}"

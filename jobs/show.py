@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
+from feature_defs import expressions
 from feature_defs.errors import UsageError, listed, near_miss
 from feature_defs.model import Aggregate, Definitions, Feature, FeatureGroup, Service
 from jobs.place import Place
@@ -68,7 +69,8 @@ def _lines(group: FeatureGroup, name: str) -> tuple[tuple[str, str, str, str], .
     chosen = name.partition(".")[2]
     if chosen and chosen not in {feature.name for feature in group.features}:
         names = [feature.name for feature in group.features]
-        raise UsageError(f"Feature '{name}'", f"is not in the group ({listed(names)})", hint=near_miss(chosen, names))
+        hint = near_miss(chosen, names) + f"`tidemark show {group.name}` shows all of them"
+        raise UsageError(f"Feature '{name}'", f"is not in the group ({listed(names)})", hint=hint)
     shown = [feature for feature in group.features if chosen in ("", feature.name)]
     return tuple((f.name, f.type, expression_text(f), f.description) for f in shown)
 
@@ -77,7 +79,7 @@ def expression_text(feature: Feature) -> str:
     """A feature's value as one line: `sum(amount) over 30d where status = 'ok'`."""
     value = feature.expression
     if not isinstance(value, Aggregate):
-        return value or feature.name
+        return expressions.one_line(value) if value else feature.name
     window = f" over {value.window}" if value.window else ""
     where = f" where {value.where}" if value.where else ""
     return f"{value.function}({value.column or '*'}){window}{where}"

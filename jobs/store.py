@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
     from jobs.compute import ComputeReport
+    from jobs.generate import GenerateReport
     from jobs.materialize import MaterializeReport
     from jobs.online import OnlineReport
     from jobs.training_set import TrainingSetReport
@@ -26,6 +27,11 @@ class Store:
 
     def __init__(self, place: Place) -> None:
         self.place = place
+
+    def generate(self, *, customers: int = 1000, seed: int = 7) -> GenerateReport:
+        from jobs.generate import generate
+
+        return generate(self.place, customers=customers, seed=seed)
 
     def plan(self) -> PlanReport:
         return plan(self.place)

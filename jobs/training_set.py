@@ -12,12 +12,14 @@ import argparse
 import json
 import time
 from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import or_
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
-from connectors.file_store import FileStore, open_file_store
+from connectors.file_store import FileStore, check_writable, open_file_store
 from connectors.lakes import joined
 from connectors.offline_tables import DeltaOfflineTable
 from connectors.registry import Snapshot
@@ -28,6 +30,7 @@ from feature_defs.model import EVENT_TIME, OFFLINE_FORMATS, Service
 from jobs.place import Place, find_service, new_run
 from jobs.report import counted, step
 from jobs.transforms.as_of import LEAK, training_rows
+from jobs.transforms.rows import quoted
 
 MANIFEST = "_tidemark.json"
 
@@ -76,7 +79,7 @@ class Dataset:
     @property
     def rows(self) -> DataFrame:
         """The spine's columns, then the features."""
-        return self.flagged.select(*self.spine.columns, *self.plan.outputs)
+        return self.flagged.select(*quoted(self.spine.columns), *self.plan.outputs)
 
 
 def training_set(
@@ -113,13 +116,12 @@ def training_set(
     }
     with step(f"training-set {found.name}"):
         counts = _write(target, dataset, note)
-    keys = list(dict.fromkeys(key for group in plan.groups for key in group.keys))
     return TrainingSetReport(
         run=run,
         service=f"{found.name}@{found.version}",
         out=out,
         rows=counts["rows"],
-        null_key_rows=max(counts[f"null_{key}"] for key in keys),
+        null_key_rows=counts["null_key"],
         null_time_rows=counts["null_time"],
         matched={output: counts[f"value_{i}"] for i, output in enumerate(plan.outputs)},
         leaked_cells={output: counts[f"leak_{i}"] for i, output in enumerate(plan.outputs)},
@@ -201,17 +203,18 @@ def _check_spine(spine: DataFrame, plan: JoinPlan) -> None:
 def _write(target: _Target, dataset: Dataset, note: dict[str, object]) -> dict[str, int]:
     """Counts of the dataset, from the pass that writes it."""
     outputs = dataset.plan.outputs
-    keys = dict.fromkeys(key for group in dataset.plan.groups for key in group.keys)
+    keys = {key for group in dataset.plan.groups for key in group.keys}
+    any_key_null = reduce(or_, (F.col(key).isNull() for key in sorted(keys)))
     observed = Observation()
     flagged = dataset.flagged.observe(
         observed,
         F.count(F.lit(1)).alias("rows"),
         F.count(F.when(F.col(EVENT_TIME).isNull(), 1)).alias("null_time"),
-        *(F.count(F.when(F.col(key).isNull(), 1)).alias(f"null_{key}") for key in keys),
+        F.count(F.when(any_key_null, 1)).alias("null_key"),
         *(F.count(F.col(output)).alias(f"value_{i}") for i, output in enumerate(outputs)),
         *(F.count(F.when(F.col(LEAK + output), 1)).alias(f"leak_{i}") for i, output in enumerate(outputs)),
     )
-    target.write(flagged.select(*dataset.spine.columns, *outputs), note)
+    target.write(flagged.select(*quoted(dataset.spine.columns), *outputs), note)
     return observed.get
 
 
@@ -230,6 +233,7 @@ class _Target:
 
     def refuse_what_is_not_ours(self) -> None:
         """A path that holds anything but a training set of this format is not overwritten."""
+        check_writable(self.files, self.uri.rpartition("/")[0])
         there = self.files.list_files(self.uri)
         version = self.delta.version()
         if not there:

@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 
 from feature_defs.join_plan import GroupJoin, JoinPlan, TimeRules
 from feature_defs.model import CREATED_TIME, EVENT_TIME
+from jobs.transforms.rows import quoted, utc
 
 _TIME, _WINNER, _KNOWN = "_time", "_winner", "_known"
 LEAK = "_leak__"
@@ -32,25 +33,36 @@ def training_rows(spine: DataFrame, tables: Sequence[DataFrame], plan: JoinPlan)
     for rows, group in zip(tables, plan.groups, strict=True):
         found = _winners(_points(spine, group.keys), rows, group, plan.rules)
         on = [F.col(f"s.{key}") == F.col(f"w.{key}") for key in group.keys]
-        on.append(F.col(f"s.{EVENT_TIME}").cast("timestamp") == F.col(f"w.{_TIME}"))
-        kept = [F.col(f"s.`{name}`") for name in result.columns]
+        on.append(_spine_time(spine, f"s.{EVENT_TIME}") == F.col(f"w.{_TIME}"))
+        kept = [F.col(f"s.{name}") for name in quoted(result.columns)]
         added = [F.col(f"w.`{name}`") for name in found.columns if name not in (*group.keys, _TIME)]
         result = result.alias("s").join(found.alias("w"), on, "left").select(*kept, *added)
     flags = [LEAK + output for output in plan.outputs]
-    return result.select(*spine.columns, *plan.outputs, *flags)
+    return result.select(*quoted(spine.columns), *plan.outputs, *flags)
 
 
-def latest_rows(rows: DataFrame, keys: Sequence[str], features: Sequence[str], *, now_us: int) -> DataFrame:
-    """(keys, event_time, features) of each entity's newest row not after `now_us`."""
+def latest_rows(rows: DataFrame, group: GroupJoin, *, now_us: int) -> DataFrame:
+    """(keys, event_time, features) of each entity's newest row not after `now_us`, past its ttl or not."""
     current = rows.where(F.col(EVENT_TIME) <= F.timestamp_micros(F.lit(now_us)))
-    winners = current.groupBy(*keys).agg(F.max(_ordered(features)).alias(_WINNER))
-    return winners.select(*keys, f"{_WINNER}.{EVENT_TIME}", *(f"{_WINNER}.values.{name}" for name in features))
+    values, alive = _one_newest, F.lit(True)
+    if group.skip_nulls:
+        values = _each_newest
+        if group.ttl_us is not None:  # a value that only an expired row holds is not the entity's any more
+            alive = F.unix_micros(EVENT_TIME) >= F.lit(now_us - group.ttl_us)
+    newest = current.groupBy(*group.keys).agg(
+        F.max(EVENT_TIME).alias(EVENT_TIME), values(group.features, alive).alias(_WINNER)
+    )
+    return newest.select(*group.keys, EVENT_TIME, *(f"{_WINNER}.{name}" for name in group.features))
 
 
 def _points(spine: DataFrame, keys: Sequence[str]) -> DataFrame:
     """(keys, time) to look up. A null key or time matches nothing and is not looked up."""
-    points = spine.select(*keys, F.col(EVENT_TIME).cast("timestamp").alias(_TIME)).dropna()
+    points = spine.select(*keys, _spine_time(spine, EVENT_TIME).alias(_TIME)).dropna()
     return points.distinct()
+
+
+def _spine_time(spine: DataFrame, column: str) -> Column:
+    return utc(F.col(column), spine.schema[EVENT_TIME].dataType)
 
 
 def _winners(points: DataFrame, rows: DataFrame, group: GroupJoin, rules: TimeRules) -> DataFrame:

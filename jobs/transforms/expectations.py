@@ -37,7 +37,7 @@ def checked(rows: DataFrame, rules: Sequence[Expectation]) -> DataFrame:
 
 
 def broken(rule: Expectation) -> Column:
-    return ~F.coalesce(F.expr(f"({rule.condition})"), F.lit(True))
+    return ~F.coalesce(F.expr(f"({rule.condition}\n)"), F.lit(True))
 
 
 def _one_of(column: str, values: Sequence[object]) -> str:

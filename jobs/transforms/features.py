@@ -17,7 +17,7 @@ from feature_defs import data_types, durations, expressions
 from feature_defs.aggregates import AGGREGATES
 from feature_defs.errors import DataError
 from feature_defs.model import CREATED_TIME, EVENT_TIME, Aggregate, Entity, Feature, FeatureGroup
-from jobs.transforms.rows import reason
+from jobs.transforms.rows import quoted, reason
 
 _ORDER = f"struct({EVENT_TIME}, {CREATED_TIME})"
 _TIME, _CELL, _CREATED = "_time", "_cell", "_created"
@@ -28,9 +28,14 @@ def feature_rows(rows: DataFrame, group: FeatureGroup, entity: Entity, *, until_
     keys = list(entity.keys)
     if not group.aggregates:
         return _one_of_equals(_evaluated(rows, group, keys), group, keys)
-    if group.every is None:
-        return _evaluated(_at_every_event(rows, group, keys), group, keys)
-    return _evaluated(_on_grid(rows, group, keys, until_us=until_us), group, keys)
+    try:
+        if group.every is None:
+            aggregated = _at_every_event(rows, group, keys)
+        else:
+            aggregated = _on_grid(rows, group, keys, until_us=until_us)
+    except AnalysisException as error:
+        raise _first_aggregate_fault(rows, group) or error from error
+    return _evaluated(aggregated, group, keys)
 
 
 # expressions
@@ -42,13 +47,14 @@ def _evaluated(rows: DataFrame, group: FeatureGroup, keys: Sequence[str]) -> Dat
     texts = {feature.name: _text(feature) for feature in features}
     clocks = [*keys, EVENT_TIME, CREATED_TIME]
     try:
-        natural = rows.selectExpr(*_quoted(clocks), *(f"{texts[f.name]} AS `{f.name}`" for f in features)).schema
+        natural = rows.selectExpr(*quoted(clocks), *(f"{texts[f.name]}\n AS `{f.name}`" for f in features)).schema
     except AnalysisException as error:
         raise _first_fault(rows, group, features, texts) or error from error
     for feature in features:
         _check_type(group, feature, natural[feature.name].dataType.simpleString())
-    cast = [f"CAST({texts[f.name]} AS {data_types.parse(f.type).spark}) AS `{f.name}`" for f in features]
-    evaluated = rows.selectExpr(*_quoted(clocks), *cast)
+    # a line of its own ends a comment behind the user's expression
+    cast = [f"CAST({texts[f.name]}\n AS {data_types.parse(f.type).spark}) AS `{f.name}`" for f in features]
+    evaluated = rows.selectExpr(*quoted(clocks), *cast)
     return evaluated.select(*clocks, *(feature.name for feature in group.features))
 
 
@@ -56,18 +62,14 @@ def _text(feature: Feature) -> str:
     return feature.expression if isinstance(feature.expression, str) else f"`{feature.name}`"
 
 
-def _quoted(names: Sequence[str]) -> list[str]:
-    return [f"`{name}`" for name in names]
-
-
 def _in_need_order(group: FeatureGroup) -> list[Feature]:
     """A feature after those that its expression names, as SQL's lateral aliases need it."""
-    waiting = {feature.name: feature for feature in group.features}
+    waiting = {feature.name.lower(): feature for feature in group.features}
     ordered: list[Feature] = []
     while waiting:
         for name, feature in list(waiting.items()):
-            needs = set(expressions.columns(feature.expression)) if isinstance(feature.expression, str) else set()
-            if not (needs & waiting.keys()) - {name}:
+            columns = expressions.columns(feature.expression) if isinstance(feature.expression, str) else ()
+            if not ({column.lower() for column in columns} & waiting.keys()) - {name}:
                 ordered.append(waiting.pop(name))
     return ordered
 
@@ -79,11 +81,15 @@ def _first_fault(
     for count in range(1, len(features) + 1):
         feature = features[count - 1]
         try:
-            _ = rows.selectExpr(*(f"{texts[f.name]} AS `{f.name}`" for f in features[:count])).schema
+            _ = rows.selectExpr(*(f"{texts[f.name]}\n AS `{f.name}`" for f in features[:count])).schema
         except AnalysisException as error:
-            subject = f"Feature '{group.name}.{feature.name}'"
-            return DataError(subject, f"expression `{texts[feature.name]}`: {reason(error)}", hint="correct it")
+            return _unresolved(group, feature, texts[feature.name], error)
     return None
+
+
+def _unresolved(group: FeatureGroup, feature: Feature, text: str, error: AnalysisException) -> DataError:
+    subject = f"Feature '{group.name}.{feature.name}'"
+    return DataError(subject, f"expression `{text.strip('`')}`: {reason(error)}", hint="correct it")
 
 
 _WIDER = {
@@ -95,19 +101,34 @@ _WIDER = {
     "date": ("timestamp",),
     "timestamp_ntz": ("timestamp",),
     "decimal": ("decimal", "double"),
-    "void": data_types.FEATURE_TYPES,
 }
+_WHOLE_DIGITS = {"tinyint": 3, "smallint": 5, "int": 10, "bigint": 19}
 
 
 def _check_type(group: FeatureGroup, feature: Feature, found: str) -> None:
     """A cast that could lose something is the user's to write."""
     declared = data_types.parse(feature.type).spark
-    plain, wanted = found.partition("(")[0], declared.partition("(")[0]
-    if found == declared or wanted in _WIDER.get(plain, ()):
+    is_aggregate = isinstance(feature.expression, Aggregate)
+    if found == declared or _is_wider(found, declared, is_aggregate=is_aggregate):
         return
     subject = f"Feature '{group.name}.{feature.name}'"
-    hint = f'set its type to "{found}", or write cast({_text(feature)} as {declared})'
-    raise DataError(subject, f"is declared {declared}, but its expression gives {found}", hint=hint)
+    cast = "cast what it aggregates" if is_aggregate else f"write cast({_text(feature)} as {declared})"
+    problem = f"is declared {declared}, but its expression gives {found}"
+    raise DataError(subject, problem, hint=f'set its type to "{found}", or {cast}')
+
+
+def _is_wider(found: str, declared: str, *, is_aggregate: bool) -> bool:
+    plain, wanted = found.partition("(")[0], declared.partition("(")[0]
+    if plain == "void":
+        return True
+    if wanted not in _WIDER.get(plain, ()):
+        return False
+    if wanted != "decimal":
+        return True
+    target, scale = data_types.parse(declared), 0 if plain != "decimal" else data_types.parse(found).scale
+    digits = _WHOLE_DIGITS[plain] if plain != "decimal" else data_types.parse(found).precision - scale
+    # the digits of a sum are Spark's guess at the most there could be; one that does not fit fails the job
+    return target.scale >= scale and (is_aggregate or target.precision - target.scale >= digits)
 
 
 def _one_of_equals(rows: DataFrame, group: FeatureGroup, keys: Sequence[str]) -> DataFrame:
@@ -123,7 +144,23 @@ def _one_of_equals(rows: DataFrame, group: FeatureGroup, keys: Sequence[str]) ->
 def _measure(aggregate: Aggregate) -> tuple[str, str]:
     """What an aggregate reads whatever its window: the function and its row value, null where it does not count."""
     value = aggregate.column if aggregate.column is not None else "1"
-    return aggregate.function, f"(CASE WHEN {aggregate.where} THEN {value} END)" if aggregate.where else f"({value})"
+    return (
+        aggregate.function,
+        f"(CASE WHEN {aggregate.where}\n THEN {value}\n END)" if aggregate.where else f"({value}\n)",
+    )
+
+
+def _first_aggregate_fault(rows: DataFrame, group: FeatureGroup) -> DataError | None:
+    """The first aggregate that Spark cannot resolve, found one by one only after all together failed."""
+    for feature in group.aggregates:
+        assert isinstance(feature.expression, Aggregate)
+        function, value = _measure(feature.expression)
+        states = AGGREGATES[function].prepare.values()
+        try:
+            _ = rows.selectExpr(*(state.format(x=value, order=_ORDER) for state in states)).schema
+        except AnalysisException as error:
+            return _unresolved(group, feature, " ".join(value.split()), error)
+    return None
 
 
 def _states(group: FeatureGroup) -> dict[tuple[str, str], dict[str, str]]:
@@ -138,7 +175,7 @@ def _states(group: FeatureGroup) -> dict[tuple[str, str], dict[str, str]]:
 def _over(keys: Sequence[str], order: str, before: int | None) -> str:
     """A frame of every row at most `before` earlier, rows at the same time included."""
     start = "UNBOUNDED" if before is None else f"{before}L"
-    partition = ", ".join(_quoted(keys))
+    partition = ", ".join(quoted(keys))
     return f"OVER (PARTITION BY {partition} ORDER BY {order} RANGE BETWEEN {start} PRECEDING AND CURRENT ROW)"
 
 
@@ -179,10 +216,8 @@ def _at_every_event(rows: DataFrame, group: FeatureGroup, keys: Sequence[str]) -
     longest = _longest(group)
     created = f"max({CREATED_TIME}) {_over(keys, _TIME, longest - 1 if longest else None)} AS {_CREATED}"
     # rows of one entity and time share every frame, so one of them stands for all
-    framed = timed.selectExpr(*_quoted(keys), EVENT_TIME, created, *frames).dropDuplicates([*keys, EVENT_TIME])
-    return framed.selectExpr(
-        *_quoted(keys), EVENT_TIME, f"{_CREATED} AS {CREATED_TIME}", *_finalized(group, per_window)
-    )
+    framed = timed.selectExpr(*quoted(keys), EVENT_TIME, created, *frames).dropDuplicates([*keys, EVENT_TIME])
+    return framed.selectExpr(*quoted(keys), EVENT_TIME, f"{_CREATED} AS {CREATED_TIME}", *_finalized(group, per_window))
 
 
 def grid_end(newest_us: int, now_us: int, every: str) -> int:
@@ -205,10 +240,10 @@ def _on_grid(rows: DataFrame, group: FeatureGroup, keys: Sequence[str], *, until
     celled = rows.selectExpr("*", cell).where(F.col(_CELL) <= F.lit(until_us))
     tiles = celled.groupBy(*keys, _CELL).agg(F.max(CREATED_TIME).alias(_CREATED), *prepared)
     # 2 points: each tile stands at its own cell and, empty, at every cell before the entity's next tile
-    following = f"lead({_CELL}) OVER (PARTITION BY {', '.join(_quoted(keys))} ORDER BY {_CELL})"
+    following = f"lead({_CELL}) OVER (PARTITION BY {', '.join(quoted(keys))} ORDER BY {_CELL})"
     spans = tiles.selectExpr("*", f"coalesce({following}, {until_us + every}L) - {every}L AS _to")
     points = spans.selectExpr("*", f"explode(sequence({_CELL}, _to, {every}L)) AS {_TIME}").selectExpr(
-        *_quoted(keys), _TIME, *(f"if({_TIME} = {_CELL}, {name}, null) AS {name}" for name in (_CREATED, *names))
+        *quoted(keys), _TIME, *(f"if({_TIME} = {_CELL}, {name}, null) AS {name}" for name in (_CREATED, *names))
     )
     # 3 merged: (keys, cell, state of each window), 4 the values
     frames, per_window = [], {}
@@ -219,5 +254,5 @@ def _on_grid(rows: DataFrame, group: FeatureGroup, keys: Sequence[str], *, until
             frames.append(f"{AGGREGATES[measure[0]].merge[state]}({name}) {over} AS _w{number}_{state}")
     longest = _longest(group)
     created = f"max({_CREATED}) {_over(keys, _TIME, longest - every if longest else None)} AS {CREATED_TIME}"
-    merged = points.selectExpr(*_quoted(keys), f"timestamp_micros({_TIME}) AS {EVENT_TIME}", created, *frames)
-    return merged.selectExpr(*_quoted(keys), EVENT_TIME, CREATED_TIME, *_finalized(group, per_window))
+    merged = points.selectExpr(*quoted(keys), f"timestamp_micros({_TIME}) AS {EVENT_TIME}", created, *frames)
+    return merged.selectExpr(*quoted(keys), EVENT_TIME, CREATED_TIME, *_finalized(group, per_window))

@@ -5,17 +5,21 @@ source rows -> filter -> transform -> clocks -> marked
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 
-from pyspark.errors import AnalysisException
+from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import DataType, DateType, TimestampType
 
 from connectors.sources import UNREADABLE
 from feature_defs.errors import DataError, listed, near_miss
 from feature_defs.model import CREATED_TIME, EVENT_TIME, Entity, Source
 
 REJECTED = "_rejected"
+_DAY_US = 86_400_000_000
 
 
 def clocked(rows: DataFrame, source: Source) -> DataFrame:
@@ -23,13 +27,26 @@ def clocked(rows: DataFrame, source: Source) -> DataFrame:
     for clock, column in ((EVENT_TIME, source.event_time), (CREATED_TIME, source.created_time)):
         if column is not None:
             _check_clock(rows, source, clock, column)
-    created = F.col(source.created_time) if source.created_time else F.lit(None)
-    others = [name for name in rows.columns if name not in (EVENT_TIME, CREATED_TIME)]
-    return rows.select(
-        *others,
-        F.col(source.event_time).cast("timestamp").alias(EVENT_TIME),
-        created.cast("timestamp").alias(CREATED_TIME),
-    )
+    if CREATED_TIME in rows.columns and CREATED_TIME not in (source.event_time, source.created_time):
+        problem = f"has a column '{CREATED_TIME}' that created_time= does not name"
+        hint = f'set created_time="{CREATED_TIME}", or rename the column in the source'
+        raise DataError(f"Source '{source.name}'", problem, hint=hint)
+    others = quoted(name for name in rows.columns if name not in (EVENT_TIME, CREATED_TIME))
+    created = _clock(rows, source.created_time) if source.created_time else F.lit(None).cast("timestamp")
+    return rows.select(*others, _clock(rows, source.event_time).alias(EVENT_TIME), created.alias(CREATED_TIME))
+
+
+def _clock(rows: DataFrame, column: str) -> Column:
+    return utc(F.col(f"`{column}`"), rows.schema[column].dataType)
+
+
+def utc(time: Column, kind: DataType) -> Column:
+    """A time as a timestamp, whatever the session's zone: a date is its midnight UTC, a naive time is UTC."""
+    if isinstance(kind, TimestampType):
+        return time
+    if isinstance(kind, DateType):
+        return F.timestamp_micros(F.unix_date(time).cast("bigint") * F.lit(_DAY_US))
+    return F.concat(time.cast("string"), F.lit("Z")).cast("timestamp")  # a plain cast would take the session's zone
 
 
 def filtered(rows: DataFrame, source: Source) -> DataFrame:
@@ -46,10 +63,29 @@ def transformed(rows: DataFrame, transform: Callable[[DataFrame], DataFrame] | N
     """The group's own DataFrame -> DataFrame function, if it has one."""
     if transform is None:
         return rows
-    found = transform(rows)
+    found = _called(transform, rows)
     if UNREADABLE in found.columns:
         return found
-    return found.select("*", F.lit(None).cast("string").alias(UNREADABLE))
+    # the function chose its columns: rows that nobody could read go around it, to the quarantine
+    readable = _called(transform, rows.where(F.col(UNREADABLE).isNull()))
+    good = readable.select("*", F.lit(None).cast("string").alias(UNREADABLE))
+    bad = rows.where(F.col(UNREADABLE).isNotNull()).select(UNREADABLE)
+    return good.unionByName(bad, allowMissingColumns=True)
+
+
+def _called(transform: Callable[[DataFrame], DataFrame], rows: DataFrame) -> DataFrame:
+    """What the function makes of the rows; what it raises is its author's to correct, at the line that is named."""
+    subject = f"Transform '{getattr(transform, '__qualname__', transform)}'"
+    try:
+        found = transform(rows)
+        _ = found.columns  # Spark Connect resolves names when they are asked for
+    except Exception as error:
+        file = inspect.getfile(transform)
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        said = reason(error) if isinstance(error, PySparkException) else str(error)
+        problem = f"raised {type(error).__name__}: {said}"
+        raise DataError(subject, problem, hint=f"correct {file}:{lines[-1] if lines else 1}") from error
+    return found
 
 
 def marked(rows: DataFrame, entity: Entity) -> DataFrame:
@@ -83,6 +119,11 @@ def _check_clock(rows: DataFrame, source: Source, clock: str, column: str) -> No
         raise DataError(subject, problem, hint=f"rename '{clock}' in the source, or name it with {clock}=")
 
 
-def reason(error: AnalysisException) -> str:
+def quoted(names: Iterable[str]) -> list[str]:
+    """Column names as SQL writes them whatever they hold."""
+    return [f"`{name}`" for name in names]
+
+
+def reason(error: PySparkException) -> str:
     """Spark's own words on what is wrong, without its plan dump."""
     return str(error).split("; line ")[0].split(" SQLSTATE")[0].splitlines()[0]

@@ -65,7 +65,7 @@ customer_category_spend = FeatureGroup(
     "customer_category_spend",
     entity=customer_category,
     source=purchases,
-    ttl="90d",
+    ttl="365d",
     online=True,
     owner="recommendations",
     description="how a customer's spending on a category stands after each purchase in it",

@@ -1,0 +1,51 @@
+"""A failure inside Spark that the data caused -> one line, without the values that Spark quotes.
+
+A task's failure reaches Python as a PySparkException or as a bare Py4JJavaError, whichever layer wrapped it, so its
+text is read: Spark writes every error as `[CONDITION] message SQLSTATE: 12345`, the innermost cause last.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from feature_defs.errors import DataError, TidemarkError
+
+_ERROR = re.compile(
+    r"\[(?P<condition>[A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)?)\].*?SQLSTATE: (?P<state>[0-9A-Z]{5})", re.DOTALL
+)
+_FRAGMENT = re.compile(r"== SQL[^\n]*==\n(?P<line>[^\n]+)\n\s*\^")
+_DATA_EXCEPTION = "22"  # the class of SQLSTATEs for values that an operation cannot take
+
+
+@contextmanager
+def data_errors(subject: str) -> Iterator[None]:
+    """What the data caused is a DataError about the subject; every other failure passes as it is."""
+    try:
+        yield
+    except TidemarkError:
+        raise
+    except Exception as error:
+        found = _explained(str(error))
+        if found is None:
+            raise
+        problem, hint = found
+        raise DataError(subject, problem, hint=hint) from error
+
+
+def _explained(text: str) -> tuple[str, str] | None:
+    if "CSV header does not conform" in text or "in CSV header is not equal" in text:
+        return "a csv file's header is not that of the others", "give all files below the path the same columns"
+    errors = [(found["condition"], found["state"]) for found in _ERROR.finditer(text)]
+    value_fault = next((condition for condition, state in errors if state.startswith(_DATA_EXCEPTION)), None)
+    if value_fault is not None:
+        fragment = _FRAGMENT.search(text)
+        where = f" in `{fragment['line'].strip()}`" if fragment else ""
+        hint = "guard the expression with nullif or try_cast, or filter such rows out; nothing was written"
+        return f"a row breaks an expression: {value_fault}{where}", hint
+    file_fault = next((condition for condition, _ in errors if condition.startswith("FAILED_READ_FILE")), None)
+    if file_fault is not None:
+        hint = "check its format and that the files below its path have one schema; nothing was written"
+        return f"a file cannot be read: {file_fault}", hint
+    return None

@@ -1,0 +1,83 @@
+"""What the tests share: one Spark session, a place in a temporary folder, a real Redis, tables written as text.
+
+Nothing here starts Spark or Redis before a test asks for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from jobs.place import Place
+from jobs.settings import OnlineSettings, Settings, SparkSettings
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+SPARK_CONF = {
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.memory": "1g",
+    "spark.log.level": "OFF",
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.sql.shuffle.partitions": "2",
+    "spark.databricks.delta.snapshotPartitions": "1",
+    "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
+}
+
+
+def settings_in(folder: Path, *, spark: SparkSettings | None = None) -> Settings:
+    """A place in a folder: three lakes, an empty folder of definitions, no online store.
+
+    The lakes lie under a name that a URI would have to escape, and must not.
+    """
+    definitions = folder / "definitions"
+    definitions.mkdir(exist_ok=True)
+    return Settings(
+        name="test",
+        definitions=str(definitions),
+        lakes={name: f"file://{folder}/a lake #1%20/{name}" for name in ("raw", "features", "work")},
+        online=OnlineSettings(kind="none"),
+        spark=spark or SparkSettings(master="local[2]", conf=SPARK_CONF),
+    )
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    from jobs.session import open_session
+
+    folder = tmp_path_factory.mktemp("spark")
+    conf = {**SPARK_CONF, "spark.sql.warehouse.dir": str(folder), "spark.local.dir": str(folder)}
+    session = open_session(settings_in(folder, spark=SparkSettings(master="local[2]", conf=conf)))
+    yield session
+    session.stop()
+
+
+@pytest.fixture
+def place(spark: SparkSession, tmp_path: Path) -> Place:
+    """A place with nothing in it: see tests/lab.py for what fills it."""
+    return Place(settings_in(tmp_path))
+
+
+@pytest.fixture
+def online_place(place: Place, tmp_path: Path) -> Iterator[Place]:
+    """A place with a Redis of its own, which starts when it is first asked for."""
+    from connectors import embedded_redis
+
+    folder = tmp_path / "redis"
+    online = OnlineSettings(kind="embedded", folder=str(folder))
+    yield Place(dataclasses.replace(place.settings, online=online))
+    embedded_redis.stop(folder)
+
+
+@pytest.fixture(scope="session")
+def table(spark: SparkSession) -> Callable[..., DataFrame]:
+    """A pipe table and its DDL -> a DataFrame: table("id | n", "n bigint")."""
+    from tests.pipe_tables import read_table
+
+    return lambda text, types="": read_table(spark, text, types)

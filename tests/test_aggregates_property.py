@@ -1,0 +1,154 @@
+"""Aggregates against plain loops: every function, over several windows and filters, at every event and on a grid.
+
+Hundreds of small cases in two Spark jobs; the case's number is part of the key. Values are whole numbers, so that sums
+and averages are exact.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from functools import cache
+from itertools import product
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from feature_defs.aggregates import AGGREGATES
+from feature_defs.durations import microseconds
+from feature_defs.model import Aggregate, Entity, Feature, FeatureGroup
+from jobs.transforms.features import feature_rows, grid_end
+from tests import oracle
+
+CASES, SEED = 300, 20260228
+SECOND = 1_000_000
+EVERY, WINDOWS = "5s", (None, "5s", "10s", "20s")
+UNTIL = 15 * SECOND
+TIMES = [0, 1, SECOND, 4 * SECOND, 5 * SECOND, 5 * SECOND + 1, 6 * SECOND, 10 * SECOND, 10 * SECOND + 1, 15 * SECOND]
+LATE = [15 * SECOND + 1, 17 * SECOND, 40 * SECOND]
+TIME = pa.timestamp("us", tz="UTC")
+TYPES = {"count": "bigint", "avg": "double"}
+
+# (name, function, window, filtered): the last picks rows by a condition
+MEASURES = [
+    (f"{function}_{window or 'life'}_{'some' if filtered else 'all'}", function, window, filtered)
+    for function, window, filtered in product(AGGREGATES, WINDOWS, (False, True))
+]
+
+
+def group(every: str | None, windows: tuple[str | None, ...] = WINDOWS) -> FeatureGroup:
+    features = [
+        Feature(
+            name,
+            TYPES.get(function, "bigint"),
+            Aggregate(function, "value", window=window, where="counts" if filtered else None),
+        )
+        for name, function, window, filtered in MEASURES
+        if window in windows
+    ]
+    return FeatureGroup("g", entity=ENTITY, source="s", every=every, features=features)
+
+
+ENTITY = Entity("e", keys={"case": "bigint", "name": "string"})
+
+
+@cache
+def events() -> list[oracle.Event]:
+    draw = random.Random(SEED)
+    found = []
+    for case in range(CASES):
+        pool = TIMES if case % 3 else [*TIMES, *LATE]
+        for _ in range(draw.randint(1, 9)):
+            value = draw.choice([None, 0, 1, 2, 3])
+            name, time, created = draw.choice("xy"), draw.choice(pool), draw.choice([None, 1, 2, 50])
+            found.append(oracle.Event((case, name), time, created, value, draw.random() < 0.6))
+    return found
+
+
+def frame(spark: SparkSession) -> DataFrame:
+    rows = [(*e.keys, e.time, e.created, e.value, e.counts) for e in events()]
+    case, name, time, created, value, counts = zip(*rows, strict=True)
+    clocks = {"event_time": pa.array(time, TIME), "created_time": pa.array(created, TIME)}
+    return spark.createDataFrame(pa.table({"case": case, "name": name, **clocks, "value": value, "counts": counts}))
+
+
+def check(
+    found: DataFrame, wanted: FeatureGroup, points: set[tuple[oracle.Keys, int]], seen: list[oracle.Event]
+) -> None:
+    """Every point once, every value as the loops have it, created_time of the longest window."""
+    names = [feature.name for feature in wanted.features]
+    clocks = ["unix_micros(event_time) AS at", "unix_micros(created_time) AS created"]
+    rows = found.selectExpr("case", "name", *clocks, *names).toArrow().to_pylist()
+    answers = {((row["case"], row["name"]), row["at"]): row for row in rows}
+    assert len(rows) == len(answers)
+    assert answers.keys() == points
+    windows = [feature.expression.window for feature in wanted.features]
+    longest = None if None in windows else max(microseconds(window) for window in windows)
+    own = oracle.by_entity(seen)
+    for (keys, at), row in answers.items():
+        assert row["created"] == oracle.newest_created(own[keys], at, longest), (keys, at)
+        for name, function, window, filtered in MEASURES:
+            if name in row:
+                length = microseconds(window) if window else None
+                expected = oracle.aggregate(function, own[keys], at, length, filtered=filtered)
+                assert row[name] == expected, (keys, at, name, own[keys])
+
+
+@pytest.mark.parametrize("windows", [WINDOWS, ("5s", "20s")])
+def test_aggregates_at_every_event_equal_the_loops(spark: SparkSession, windows: tuple[str | None, ...]) -> None:
+    wanted = group(None, windows)
+    found = feature_rows(frame(spark), wanted, ENTITY, until_us=UNTIL)
+    check(found, wanted, oracle.event_points(events()), events())
+
+
+@pytest.mark.parametrize("windows", [WINDOWS, ("5s", "20s")])
+def test_aggregates_on_a_grid_equal_the_loops(spark: SparkSession, windows: tuple[str | None, ...]) -> None:
+    wanted, every = group(EVERY, windows), microseconds(EVERY)
+    found = feature_rows(frame(spark), wanted, ENTITY, until_us=UNTIL)
+    seen = [event for event in events() if oracle.cell(event.time, every) <= UNTIL]
+    check(found, wanted, oracle.grid_points(seen, every, UNTIL), seen)
+
+
+def test_every_edge_occurs_in_the_cases() -> None:
+    every = microseconds(EVERY)
+    seen: Counter[str] = Counter()
+    for own in oracle.by_entity(events()).values():
+        times = [event.time for event in own]
+        edges: dict[str, Any] = {
+            "ties in time": len(set(times)) < len(times),
+            "a row on the grid": any(time % every == 0 for time in times),
+            "a row a microsecond after the grid": any(time % every == 1 for time in times),
+            "rows a window apart": any(a - b == every for a in times for b in times),
+            "rows a window and a microsecond apart": any(a - b == every + 1 for a in times for b in times),
+            "an empty window": any(b - a >= 2 * every for a, b in zip(sorted(times), sorted(times)[1:], strict=False)),
+            "a row after the last cell": max(times) > UNTIL,
+            "rows after the last cell only": min(times) > UNTIL,
+            "only nulls": all(event.value is None for event in own),
+            "no row that counts": not any(event.counts for event in own),
+            "ties that only created_time decides": _decided_by_created(own),
+        }
+        seen.update(edge for edge, occurs in edges.items() if occurs)
+    assert {edge: seen[edge] for edge in edges if seen[edge] < 5} == {}
+
+
+def _decided_by_created(own: list[oracle.Event]) -> bool:
+    pairs = [(a, b) for a in own for b in own if a.time == b.time and a.value is not None and b.value is not None]
+    return any(a.created != b.created and a.value != b.value for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("newest", "now", "every", "end"),
+    [
+        (7, 100, "5s", 10),  # the end of the newest row's cell
+        (10, 100, "5s", 10),  # a row on the grid is in the cell that ends there
+        (17, 18, "5s", 15),  # its cell is not over yet
+        (17, 20, "5s", 20),  # over now
+        (40, 18, "5s", 15),  # rows of the future do not pull the grid along
+    ],
+)
+def test_grid_ends_with_the_newest_row_or_the_last_cell_that_is_over(
+    newest: int, now: int, every: str, end: int
+) -> None:
+    assert grid_end(newest * SECOND, now * SECOND, every) == end * SECOND

@@ -1,0 +1,565 @@
+"""The online codec: golden bytes, round trips as properties, and bytes that must be refused."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import struct
+from collections.abc import Sequence
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from connectors.codec import (
+    CodecError,
+    ValueSchema,
+    decode,
+    encode,
+    encode_key,
+    encode_keys,
+    event_time_of,
+    event_times,
+    field_name,
+)
+from feature_defs.data_types import DataType, parse
+
+ROOT = Path(__file__).resolve().parent.parent
+UTC = timezone.utc
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+quickly = settings(deadline=None, max_examples=80)
+
+ARROW = {
+    "boolean": pa.bool_(),
+    "int": pa.int32(),
+    "bigint": pa.int64(),
+    "float": pa.float32(),
+    "double": pa.float64(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us", "UTC"),
+    "string": pa.string(),
+    "binary": pa.binary(),
+}
+NUMBERS: dict[str, st.SearchStrategy[Any]] = {
+    "boolean": st.booleans(),
+    "int": st.integers(-(2**31), 2**31 - 1),
+    "bigint": st.integers(-(2**63), 2**63 - 1),
+    "float": st.floats(width=32),
+    "double": st.floats(),
+}
+SIMPLE = {
+    **NUMBERS,
+    "date": st.dates(),
+    "timestamp": st.datetimes().map(lambda naive: naive.replace(fold=0, tzinfo=UTC)),
+    "string": st.text(max_size=12),
+    "binary": st.binary(max_size=12),
+}
+SHORT_WORDS = st.text(alphabet="|\\12a:é", max_size=4)
+
+
+def arrow_type(text: str) -> pa.DataType:
+    kind = parse(text)
+    if kind.kind == "decimal":
+        return pa.decimal128(kind.precision, kind.scale)
+    return pa.list_(ARROW[kind.element.kind]) if kind.element else ARROW[text]
+
+
+def values_of(text: str) -> st.SearchStrategy[Any]:
+    kind = parse(text)
+    if kind.kind == "decimal":
+        most = 10**kind.precision - 1
+        return st.integers(-most, most).map(lambda unscaled: Decimal(f"{unscaled}E-{kind.scale}"))
+    if kind.element:
+        return st.lists(st.none() | SIMPLE[kind.element.kind], max_size=10)
+    return SIMPLE[text]
+
+
+TYPE_TEXTS = [
+    *SIMPLE,
+    *("decimal(1,0)", "decimal(12,2)", "decimal(38,38)", "decimal(38,0)"),
+    *(f"array<{element}>" for element in [*NUMBERS, "string"]),
+]
+
+
+def table(types: Sequence[str], rows: Sequence[Sequence[Any]], times: Sequence[int]) -> pa.RecordBatch:
+    """A batch with event_time and features f0, f1, ..."""
+    event_time = pa.array(times, pa.int64()).cast(ARROW["timestamp"])
+    columns = [pa.array([row[i] for row in rows], arrow_type(text)) for i, text in enumerate(types)]
+    return pa.record_batch([event_time, *columns], ["event_time", *(f"f{i}" for i in range(len(types)))])
+
+
+def schema_of(types: Sequence[str]) -> ValueSchema:
+    return ValueSchema.of([(f"f{i}", text) for i, text in enumerate(types)])
+
+
+def packed(types: Sequence[str], *values: Any, event_time: int = 0) -> bytes:
+    """One row as its packed value."""
+    return encode(table(types, [values], [event_time]), schema_of(types))[0].as_py()
+
+
+def encoded_column(column: pa.Array, text: str) -> list[Any]:
+    """What a column of any Arrow type becomes after a round trip as a feature of this type."""
+    schema = schema_of([text])
+    batch = pa.record_batch([pa.array([EPOCH] * len(column), ARROW["timestamp"]), column], ["event_time", "f0"])
+    return [decode(value, schema).values[0] for value in encode(batch, schema).to_pylist()]
+
+
+# --- golden bytes -----------------------------------------------------------------------------------------------------
+
+GOLDEN_SCHEMA = ValueSchema.of(
+    [
+        ("total_purchases", "bigint"),
+        ("avg_purchase_value", "double"),
+        ("customer_segment", "string"),
+        ("is_member", "boolean"),
+        ("last_amounts", "array<int>"),
+    ]
+)
+GOLDEN = """
+    01                       codec version
+    654841d2                 schema fingerprint
+    00202110d70d0600         event_time 2024-01-01 00:00:00 UTC
+    02                       null bitmap: feature 1, avg_purchase_value
+    0700000000000000         total_purchases 7
+    0000000000000000         avg_purchase_value null
+    01                       is_member true
+    04000000 676f6c64        customer_segment, 4 bytes: gold
+    11000000 03000000 02     last_amounts, 17 bytes: 3 elements, element 1 null
+    0500000000000000ffffffff   5, null, -1
+"""
+
+
+def golden_bytes() -> bytes:
+    """The hexadecimal words at the start of each line; two spaces begin the remark."""
+    return b"".join(bytes.fromhex(line.strip().split("  ")[0]) for line in GOLDEN.strip().splitlines())
+
+
+def test_a_row_packs_to_its_golden_bytes() -> None:
+    """What is stored today must be readable by every later release."""
+    batch = pa.record_batch(
+        {
+            "last_amounts": pa.array([[5, None, -1]], pa.list_(pa.int32())),
+            "is_member": pa.array([True]),
+            "customer_segment": pa.array(["gold"]),
+            "avg_purchase_value": pa.array([None], pa.float64()),
+            "total_purchases": pa.array([7], pa.int64()),
+            "event_time": pa.array([datetime(2024, 1, 1, tzinfo=UTC)], ARROW["timestamp"]),
+            "another": pa.array([1]),
+        }
+    )
+    assert encode(batch, GOLDEN_SCHEMA)[0].as_py().hex() == golden_bytes().hex()
+
+
+def test_golden_bytes_decode_to_their_row() -> None:
+    row = decode(golden_bytes(), GOLDEN_SCHEMA)
+    assert row.event_time_us == 1_704_067_200_000_000
+    assert row.values == (7, None, "gold", True, [5, None, -1])
+
+
+def test_the_document_shows_the_golden_bytes() -> None:
+    """A worked example that no longer works is worse than none."""
+    document = (ROOT / "docs" / "codec.md").read_text(encoding="utf-8")
+    assert GOLDEN.strip() in document
+    assert f"`{GOLDEN_SCHEMA.fingerprint.to_bytes(4, 'little').hex()}`" in document
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "expected"),
+    [
+        ("int", -2, "feffffff"),
+        ("float", 1.5, "0000c03f"),
+        ("double", -0.0, "0000000000000080"),
+        ("date", date(1969, 12, 31), "ffffffff"),
+        ("timestamp", datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), "40420f0000000000"),
+        ("decimal(12,2)", Decimal("-0.01"), "ff" * 16),
+        ("decimal(12,2)", Decimal("2.56"), "0001" + "00" * 14),
+        ("string", "é", "02000000c3a9"),
+        ("binary", b"\x00", "0100000000"),
+        ("string", "", "00000000"),
+        ("array<bigint>", [], "0400000000000000"),
+        ("array<boolean>", [True, None, False], "080000000300000002010000"),
+        ("array<string>", ["a", None], "0e000000020000000201000000" + "61" + "00000000"),
+    ],
+)
+def test_each_type_has_its_golden_bytes(text: str, value: Any, expected: str) -> None:
+    """After 13 bytes of header and one of null bitmap."""
+    assert packed([text], value)[14:].hex() == expected
+
+
+@pytest.mark.parametrize("text", TYPE_TEXTS)
+def test_a_null_sets_its_bit_and_writes_zeros_or_length_zero(text: str) -> None:
+    width = parse(text).row.width or 4
+    assert packed([text], None)[13:] == b"\x01" + bytes(width)
+
+
+def test_the_fingerprint_knows_names_types_and_order() -> None:
+    schemas = [
+        [("a", "int"), ("b", "bigint")],
+        [("b", "bigint"), ("a", "int")],
+        [("a", "bigint"), ("b", "bigint")],
+        [("a", "int"), ("c", "bigint")],
+        [("a", "int")],
+        [("a", "decimal(12,2)")],
+        [("a", "decimal(12,3)")],
+    ]
+    assert len({ValueSchema.of(pairs).fingerprint for pairs in schemas}) == len(schemas)
+    assert ValueSchema.of([("a", "decimal( 12 , 2 )")]) == ValueSchema.of(schemas[-2])
+
+
+def test_a_used_schema_still_pickles() -> None:
+    """Spark sends it to executors."""
+    decode(golden_bytes(), GOLDEN_SCHEMA)
+    again = pickle.loads(pickle.dumps(GOLDEN_SCHEMA))
+    assert again == GOLDEN_SCHEMA
+    assert decode(golden_bytes(), again) == decode(golden_bytes(), GOLDEN_SCHEMA)
+
+
+# --- round trips ------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[list[str], list[list[Any]], list[int]]:
+    types = draw(st.lists(st.sampled_from(TYPE_TEXTS), min_size=1, max_size=12))
+    row = st.tuples(*(st.none() | values_of(text) for text in types)).map(list)
+    rows = draw(st.lists(row, max_size=6))
+    return types, rows, draw(st.lists(NUMBERS["bigint"], min_size=len(rows), max_size=len(rows)))
+
+
+@quickly
+@given(batches(), st.integers(0, 3), st.integers(0, 6))
+def test_every_row_of_every_slice_comes_back(batch: Any, offset: int, length: int) -> None:
+    """Compared as text, which tells -0.0 from 0.0, finds NaN equal to NaN and shows a decimal's scale."""
+    types, rows, times = batch
+    schema = schema_of(types)
+    values = encode(table(types, rows, times).slice(offset, length), schema)
+    decoded = [decode(value, schema) for value in values.to_pylist()]
+    end = offset + length
+    assert [repr(list(row.values)) for row in decoded] == [repr(row) for row in rows[offset:end]]
+    assert [row.event_time_us for row in decoded] == times[offset:end]
+    assert [event_time_of(value) for value in values.to_pylist()] == times[offset:end]
+    assert event_times(values).tolist() == times[offset:end]
+    assert event_times(values.slice(1)).tolist() == times[offset:end][1:]
+
+
+@quickly
+@given(batches())
+def test_a_table_of_many_chunks_packs_as_one_batch(batch: Any) -> None:
+    types, rows, times = batch
+    whole = table(types, rows, times)
+    chunked = pa.Table.from_batches([whole.slice(i, 1) for i in range(whole.num_rows)], whole.schema)
+    assert encode(chunked, schema_of(types)).to_pylist() == encode(whole, schema_of(types)).to_pylist()
+
+
+@quickly
+@given(batches(), st.data())
+def test_changed_bytes_are_refused_or_are_another_valid_row(batch: Any, data: st.DataObject) -> None:
+    """There is one encoding of a row: what decodes must encode to the very same bytes."""
+    types, rows, times = batch
+    assume(rows)
+    schema = schema_of(types)
+    changed = bytearray(encode(table(types, rows, times), schema)[0].as_py())
+    for _ in range(data.draw(st.integers(1, 3))):
+        changed[data.draw(st.integers(5, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        row = decode(bytes(changed), schema)
+    except CodecError:
+        return
+    # A 32-bit NaN has many bit patterns, and Python keeps only its 64-bit ones.
+    assume("nan" not in repr(row.values))
+    assert encode(table(types, [row.values], [row.event_time_us]), schema)[0].as_py() == bytes(changed)
+
+
+@quickly
+@given(batches(), st.binary(min_size=1, max_size=5))
+def test_a_cut_or_grown_value_is_refused(batch: Any, more: bytes) -> None:
+    types, rows, times = batch
+    schema = schema_of(types)
+    for value in encode(table(types, rows, times), schema).to_pylist():
+        for wrong in [*(value[:end] for end in range(len(value))), value + more]:
+            with pytest.raises(CodecError):
+                decode(wrong, schema)
+
+
+def test_a_string_of_ten_megabytes_comes_back() -> None:
+    long = "ü" * 5_000_000
+    types = ["string", "binary", "array<string>"]
+    row = decode(packed(types, long, long.encode(), [long, "", None]), schema_of(types))
+    assert row.values == (long, long.encode(), [long, "", None])
+
+
+def test_a_nan_keeps_its_bits() -> None:
+    """A round trip must not make two stores differ that hold the same value."""
+    bits = struct.pack("<d", math.nan)[:-1] + b"\xff"
+    (nan,) = struct.unpack("<d", bits)
+    assert packed(["double"], nan)[14:] == bits
+
+
+def test_no_rows_give_no_values() -> None:
+    empty = table(TYPE_TEXTS, [], [])
+    schema = schema_of(TYPE_TEXTS)
+    assert encode(empty, schema).to_pylist() == []
+    assert encode(pa.Table.from_batches([], empty.schema), schema).to_pylist() == []
+
+
+def test_more_than_64_features_have_their_own_null_bits() -> None:
+    types = ["boolean"] * 70
+    row = [None if i % 9 == 0 else i % 2 == 0 for i in range(70)]
+    assert decode(packed(types, *row), schema_of(types)).values == tuple(row)
+
+
+# --- Arrow columns as they come ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "expected"),
+    [
+        (pa.array(["a", None, "a"]).dictionary_encode(), "string", ["a", None, "a"]),
+        (pa.array(["a", None], pa.large_string()), "string", ["a", None]),
+        (pa.array(["a", None, "longer than twelve"], pa.string_view()), "string", ["a", None, "longer than twelve"]),
+        (pa.array([b"a", None], pa.binary_view()), "binary", [b"a", None]),
+        (pa.array([b"ab", None], pa.binary(2)), "binary", [b"ab", None]),
+        (pa.array([None, None]), "array<int>", [None, None]),
+        (pa.array([1, None], pa.int16()), "bigint", [1, None]),
+        (pa.array([datetime(2024, 1, 1)], pa.timestamp("ns")), "timestamp", [datetime(2024, 1, 1, tzinfo=UTC)]),  # noqa: DTZ001
+        (pa.array([EPOCH], pa.timestamp("ms", "Asia/Tokyo")), "timestamp", [EPOCH]),
+        (pa.array([Decimal("1.5")], pa.decimal128(3, 1)), "decimal(12,2)", [Decimal("1.50")]),
+        (pa.array([[1.0, 2.0], None], pa.list_(pa.float32(), 2)), "array<float>", [[1.0, 2.0], None]),
+    ],
+)
+def test_other_arrow_types_are_cast(column: pa.Array, text: str, expected: list[Any]) -> None:
+    assert encoded_column(column, text) == expected
+
+
+@pytest.mark.parametrize("text", ["boolean", "int", "bigint", "double", "date", "timestamp", "decimal(12,2)"])
+def test_what_lies_under_a_null_is_not_stored(text: str) -> None:
+    """Arrow leaves the bytes of a null undefined; a stored value has one encoding."""
+    leftovers = pa.Array.from_buffers(arrow_type(text), 1, [pa.py_buffer(b"\0"), pa.py_buffer(b"\x01" * 16)], 1)
+    batch = pa.record_batch([pa.array([EPOCH], ARROW["timestamp"]), leftovers], ["event_time", "f0"])
+    assert encode(batch, schema_of([text]))[0].as_py() == packed([text], None)
+
+
+def test_elements_behind_a_null_array_are_not_stored() -> None:
+    """Arrow allows a null to point at leftovers."""
+    child = pa.array(["secret", "a", None])
+    column = pa.ListArray.from_arrays(pa.array([0, 1, 3]), child, mask=pa.array([True, False]))
+    assert encoded_column(column, "array<string>") == [None, ["a", None]]
+    assert encoded_column(column.slice(1), "array<string>") == [["a", None]]
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        (pa.array(["12"]), "bigint"),
+        (pa.array([12]), "string"),
+        (pa.array([2**40]), "int"),
+        (pa.array([1.5]), "bigint"),
+        (pa.array([b"\xff"]), "string"),
+        (pa.array([Decimal("123.45")]), "decimal(4,2)"),
+        (pa.array([Decimal("1.234")]), "decimal(12,2)"),
+        (pa.array([1], pa.int64()), "array<bigint>"),
+        (pa.array([[1], None], pa.list_view(pa.int64())), "array<bigint>"),
+        (pa.array([4_000_000], pa.int32()).cast(pa.date32()), "date"),
+        (pa.array([2**60], pa.int64()).cast(pa.timestamp("us")), "timestamp"),
+    ],
+)
+def test_a_column_that_does_not_fit_is_refused_without_its_values(column: pa.Array, text: str) -> None:
+    """What Arrow says of a failed cast quotes the value."""
+    with pytest.raises(CodecError, match="column 'f0'") as caught:
+        encoded_column(column, text)
+    assert caught.value.__cause__ is None
+    assert not any(value in str(caught.value) for value in ["123.45", "1.234", str(2**40)])
+
+
+def test_a_missing_a_doubled_and_a_null_column_are_named() -> None:
+    time = pa.array([EPOCH], ARROW["timestamp"])
+    schema = schema_of(["int"])
+    with pytest.raises(CodecError, match=r"'f0' is there 0 times.*\(event_time, g\)"):
+        encode(pa.record_batch([time, pa.array([1])], ["event_time", "g"]), schema)
+    with pytest.raises(CodecError, match="'f0' is there 2 times"):
+        encode(pa.record_batch([time, pa.array([1]), pa.array([1])], ["event_time", "f0", "f0"]), schema)
+    with pytest.raises(CodecError, match="'event_time' has 1 null"):
+        encode(pa.record_batch([pa.nulls(1, time.type), pa.array([1])], ["event_time", "f0"]), schema)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        [("a", "struct<b:int>")],
+        [("a", "array<date>")],
+        [("a", "smallint")],
+        [("a", "int"), ("a", "int")],
+        [("", "int")],
+        [("a int\nb", "int")],
+        [("event_time", "int")],
+    ],
+)
+def test_a_schema_that_cannot_be_packed_is_refused(features: list[tuple[str, str]]) -> None:
+    with pytest.raises(CodecError, match="feature"):
+        ValueSchema.of(features)
+
+
+# --- bytes that are refused -------------------------------------------------------------------------------------------
+
+
+def test_another_codec_version_is_refused() -> None:
+    wrong = b"\x02" + golden_bytes()[1:]
+    with pytest.raises(CodecError, match="version 2"):
+        decode(wrong, GOLDEN_SCHEMA)
+    with pytest.raises(CodecError, match="version 2"):
+        event_time_of(wrong)
+    with pytest.raises(CodecError, match="version"):
+        event_times(pa.array([golden_bytes(), wrong]))
+
+
+def test_a_value_of_another_schema_is_refused() -> None:
+    with pytest.raises(CodecError, match="another schema"):
+        decode(packed(["int"], 1), schema_of(["float"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "tail", "problem"),
+    [
+        ("int", "02 00000000", "beyond the last feature"),
+        ("int", "01 01000000", "a null int has a value"),
+        ("decimal(1,0)", "00 0a" + "00" * 15, "too many digits"),
+        ("boolean", "00 02", "neither 0 nor 1"),
+        ("date", "00 ffffff7f", "damaged"),
+        ("timestamp", "00 ffffffffffffff7f", "damaged"),
+        ("string", "00 01000000 ff", "damaged"),
+        ("string", "01 01000000 61", "a null string has a value"),
+        ("string", "00 ffffffff 61", "within a length"),
+        ("string", "01 10000000" + "00" * 16, "a null string has a value"),
+        ("array<int>", "00 04000000 ffffffff", "cannot have 4294967295 elements"),
+        ("array<int>", "00 00000000", "damaged"),
+        ("array<int>", "00 09000000 01000000 02 00000000", "beyond its last element"),
+        ("array<int>", "00 09000000 01000000 01 07000000", "a null int has a value"),
+        ("array<int>", "00 0a000000 01000000 00 0700000000", "found 10"),
+        ("array<string>", "00 09000000 01000000 00 01000000", "within a length"),
+    ],
+)
+def test_damage_is_named(text: str, tail: str, problem: str) -> None:
+    header = packed([text], None)[:13]
+    with pytest.raises(CodecError, match=problem):
+        decode(header + bytes.fromhex(tail), schema_of([text]))
+
+
+def test_event_times_refuse_nulls_and_foreign_bytes() -> None:
+    for foreign in [None, b"", b"\x01short", b"text of some length"]:
+        with pytest.raises(CodecError):
+            event_times(pa.array([golden_bytes(), foreign], pa.binary()))
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+def one_key(*values: object, types: Sequence[str]) -> bytes:
+    return encode_key(values, "customer", key_types=[parse(text) for text in types], prefix="tm")
+
+
+@pytest.mark.parametrize(
+    ("values", "types", "expected"),
+    [
+        (["c-17"], ["string"], b"tm:customer:c-17"),
+        (["1", "23"], ["string", "string"], b"tm:customer:1|23"),
+        (["12", "3"], ["string", "string"], b"tm:customer:12|3"),
+        (["1|2", "3"], ["string", "string"], rb"tm:customer:1\|2|3"),
+        (["1\\", "2"], ["string", "string"], b"tm:customer:1\\\\|2"),
+        (["", ""], ["string", "string"], b"tm:customer:|"),
+        ([-5, 2**62], ["int", "bigint"], b"tm:customer:-5|4611686018427387904"),
+        ([True, False], ["boolean", "boolean"], b"tm:customer:true|false"),
+        ([date(2024, 2, 29)], ["date"], b"tm:customer:2024-02-29"),
+        ([EPOCH + timedelta(microseconds=5)], ["timestamp"], b"tm:customer:5"),
+        ([datetime(1970, 1, 1)], ["timestamp"], b"tm:customer:0"),  # noqa: DTZ001
+        ([Decimal("1E-10")], ["decimal(20,10)"], b"tm:customer:0.0000000001"),
+        ([Decimal("-0.5")], ["decimal(12,2)"], b"tm:customer:-0.50"),
+        ([Decimal("-0")], ["decimal(12,2)"], b"tm:customer:0.00"),
+        ([b"\x00\xff"], ["binary"], b"tm:customer:00ff"),
+        (["naïve"], ["string"], "tm:customer:naïve".encode()),
+    ],
+)
+def test_a_key_is_text_that_a_person_can_type(values: list[object], types: list[str], expected: bytes) -> None:
+    assert one_key(*values, types=types) == expected
+
+
+KEY_TYPES = ["string", "bigint", "int", "boolean", "date", "timestamp", "decimal(38,10)", "decimal(9,0)", "binary"]
+
+
+@st.composite
+def key_rows(draw: st.DrawFn) -> tuple[list[str], list[tuple[Any, ...]]]:
+    types = draw(st.lists(st.sampled_from(KEY_TYPES), min_size=1, max_size=3))
+    columns = [SHORT_WORDS if text == "string" else values_of(text) for text in types]
+    return types, draw(st.lists(st.tuples(*columns), max_size=6))
+
+
+@quickly
+@given(key_rows(), st.integers(0, 2))
+def test_keys_of_a_batch_are_the_keys_of_each_row(drawn: Any, offset: int) -> None:
+    types, rows = drawn
+    names = [f"k{i}" for i in range(len(types))]
+    columns = [pa.array([row[i] for row in rows], arrow_type(text)) for i, text in enumerate(types)]
+    batch = pa.record_batch(columns, names).slice(offset)
+    kinds = [parse(text) for text in types]
+    for whole in (batch, pa.Table.from_batches([batch])):
+        keys = encode_keys(whole, "customer", key_names=names, key_types=kinds, prefix="tm").to_pylist()
+        assert keys == [one_key(*row, types=types) for row in rows[offset:]]
+
+
+@quickly
+@given(st.lists(st.tuples(SHORT_WORDS, SHORT_WORDS, SHORT_WORDS), max_size=30, unique=True))
+def test_different_entities_have_different_keys(rows: list[tuple[str, str, str]]) -> None:
+    assert len({one_key(*row, types=["string"] * 3) for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (5, "string"),
+        ("5", "bigint"),
+        (True, "bigint"),
+        (1, "boolean"),
+        (2**31, "int"),
+        (datetime(2024, 1, 1, tzinfo=UTC), "date"),
+        (date(2024, 1, 1), "timestamp"),
+        (Decimal("0.001"), "decimal(12,2)"),
+        (Decimal(12345), "decimal(4,2)"),
+        (Decimal("NaN"), "decimal(4,2)"),
+        (1.5, "decimal(12,2)"),
+        ("a", "binary"),
+        (None, "string"),
+        ("\ud800", "string"),
+        (1.0, "double"),
+    ],
+)
+def test_a_key_of_the_wrong_type_is_refused(value: object, text: str) -> None:
+    """Looked up as it is, it would silently find nobody."""
+    with pytest.raises(CodecError):
+        one_key(value, types=[text])
+
+
+def test_a_key_needs_an_entity_a_prefix_and_every_value() -> None:
+    string = parse("string")
+    for entity, prefix, values, types in [
+        ("", "tm", ["a"], [string]),
+        ("a:b", "tm", ["a"], [string]),
+        ("a", "", ["a"], [string]),
+        ("a", "t:m", ["a"], [string]),
+        ("a", "tm", ["a", "b"], [string]),
+        ("a", "tm", [], []),
+    ]:
+        with pytest.raises(CodecError):
+            encode_key(values, entity, key_types=types, prefix=prefix)
+
+
+def test_a_null_key_is_counted_and_refused() -> None:
+    batch = pa.record_batch({"id": pa.array(["a", None])})
+    with pytest.raises(CodecError, match=r"key 'id' has 1 null"):
+        encode_keys(batch, "customer", key_names=["id"], key_types=[DataType("string")], prefix="tm")
+
+
+def test_a_field_is_the_group_and_its_version() -> None:
+    assert field_name("customer_purchases", 1) == b"customer_purchases:1"
