@@ -22,7 +22,7 @@ from feature_defs import data_types
 from feature_defs.errors import DataError, listed, near_miss
 from feature_defs.model import Source
 
-UNREADABLE = "_unreadable"
+UNREADABLE = "_tidemark_unreadable"
 _READ_OPTIONS = {
     # enforceSchema=false makes Spark compare a csv file's header with the schema instead of trusting its order
     "csv": {"header": "true", "enforceSchema": "false", "columnNameOfCorruptRecord": UNREADABLE, "timeZone": "UTC"},

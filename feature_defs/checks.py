@@ -38,7 +38,7 @@ from feature_defs.model import (
 )
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-_COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
 _PATH = re.compile(r"lake://[A-Za-z][A-Za-z0-9_-]*/[^\s]+")
 _MISSING_SCHEMA = ("csv", "json")
 _TEXTS = ("owner", "description", "event_time", "created_time")
@@ -410,7 +410,7 @@ def _name(name: object) -> Found:
 
 def _column_name(what: str, name: object) -> Found:
     if not isinstance(name, str) or not _COLUMN.fullmatch(name):
-        yield f"{what} name {name!r} is not usable as a column", "use letters, digits and _, not starting with a digit"
+        yield f"{what} name {name!r} is not usable as a column", "use letters, digits and _, a letter first"
 
 
 def _plain_fields(definition: object) -> Found:

@@ -30,8 +30,9 @@ _JAVA_HINT = (
     "`brew install openjdk@17`; or set JAVA_HOME to one"
 )
 
-# What every session of ours needs: without UTC a naive time would depend on the machine.
-_ALWAYS = {"spark.sql.session.timeZone": "UTC"}
+# What expressions mean must not depend on the place: hour(t) follows the zone, and a cast that overflows gives null
+# where ANSI is off. Set on a session that is there, too.
+_ALWAYS = {"spark.sql.session.timeZone": "UTC", "spark.sql.ansi.enabled": "true"}
 _DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",

@@ -30,7 +30,7 @@ class ShowReport:
         lines = [f"{self.kind} {self.name}"]
         lines += [f"  {key}: {_line(value)}" for key, value in self.plain.items() if value and key not in hidden]
         if self.features:
-            lines += ["", table(["feature", "type", "expression", "description"], self.features)]
+            lines += ["", table(["feature", "type", "description", "expression"], self.features)]
         lines += ["", *(f"  {role}: {', '.join(names) or 'none'}" for role, names in self.lineage.items())]
         return "\n".join([*lines, f"(registry snapshot {self.snapshot})"])
 
@@ -72,7 +72,7 @@ def _lines(group: FeatureGroup, name: str) -> tuple[tuple[str, str, str, str], .
         hint = near_miss(chosen, names) + f"`tidemark show {group.name}` shows all of them"
         raise UsageError(f"Feature '{name}'", f"is not in the group ({listed(names)})", hint=hint)
     shown = [feature for feature in group.features if chosen in ("", feature.name)]
-    return tuple((f.name, f.type, expression_text(f), f.description) for f in shown)
+    return tuple((f.name, f.type, f.description, expression_text(f)) for f in shown)
 
 
 def expression_text(feature: Feature) -> str:
@@ -102,7 +102,7 @@ def _service_lineage(service: Service, definitions: Definitions) -> dict[str, tu
 
 def _chosen(service: Service, definitions: Definitions) -> tuple[tuple[str, str, str, str], ...]:
     return tuple(
-        (f"{group.name}.{feature.name}", feature.type, expression_text(feature), feature.description)
+        (f"{group.name}.{feature.name}", feature.type, feature.description, expression_text(feature))
         for group, features in definitions.features_of(service)
         for feature in features
     )

@@ -96,14 +96,14 @@ def check(
                 assert row[name] == expected, (keys, at, name, own[keys])
 
 
-@pytest.mark.parametrize("windows", [WINDOWS, ("5s", "20s")])
+@pytest.mark.parametrize("windows", [WINDOWS, ("5s", "10s")])
 def test_aggregates_at_every_event_equal_the_loops(spark: SparkSession, windows: tuple[str | None, ...]) -> None:
     wanted = group(None, windows)
     found = feature_rows(frame(spark), wanted, ENTITY, until_us=UNTIL)
     check(found, wanted, oracle.event_points(events()), events())
 
 
-@pytest.mark.parametrize("windows", [WINDOWS, ("5s", "20s")])
+@pytest.mark.parametrize("windows", [WINDOWS, ("5s", "10s")])
 def test_aggregates_on_a_grid_equal_the_loops(spark: SparkSession, windows: tuple[str | None, ...]) -> None:
     wanted, every = group(EVERY, windows), microseconds(EVERY)
     found = feature_rows(frame(spark), wanted, ENTITY, until_us=UNTIL)

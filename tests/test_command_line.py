@@ -377,7 +377,7 @@ def test_show_tells_what_a_thing_is_made_from_and_what_uses_it(
 
 def test_show_of_a_feature_shows_that_one_only(applied: Run) -> None:
     shown = applied("show", "spend.spent_30d", "--json").json["features"]
-    assert shown == [["spent_30d", "double", "sum(amount) over 30d where amount > 0", ""]]
+    assert shown == [["spent_30d", "double", "", "sum(amount) over 30d where amount > 0"]]
     assert len(applied("show", "spend", "--json").json["features"]) == 3
 
 

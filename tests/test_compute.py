@@ -473,7 +473,7 @@ def test_transform_that_changed_since_apply_is_refused(place: Place) -> None:
     ("body", "problem"),
     [
         ('rows.select("customer_id", "at", F.col("amounts"))', "raised AnalysisException: [UNRESOLVED_COLUMN"),
-        ("rows.with_column", "raised AttributeError: "),
+        ("rows.with_column", "raised PySparkAttributeError: [ATTRIBUTE_NOT_SUPPORTED]"),
         ('print("looked")', "raised AttributeError: 'NoneType' object has no attribute 'columns'"),
     ],
 )

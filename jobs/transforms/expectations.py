@@ -27,7 +27,7 @@ def rules_of(group: FeatureGroup) -> tuple[Expectation, ...]:
 
 
 def checked(rows: DataFrame, rules: Sequence[Expectation]) -> DataFrame:
-    """The rows with the names of the quarantine rules they break in `_rejected`; evaluating it fails on a stop rule."""
+    """The rows with the names of the quarantine rules they break in `REJECTED`; evaluating it fails on a stop rule."""
     quarantine = [rule for rule in rules if rule.severity == "quarantine"]
     stop = [rule for rule in rules if rule.severity == "stop"]
     reasons = [F.when(broken(rule), F.lit(rule.name)) for rule in quarantine]

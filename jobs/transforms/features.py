@@ -20,7 +20,7 @@ from feature_defs.model import CREATED_TIME, EVENT_TIME, Aggregate, Entity, Feat
 from jobs.transforms.rows import quoted, reason
 
 _ORDER = f"struct({EVENT_TIME}, {CREATED_TIME})"
-_TIME, _CELL, _CREATED = "_time", "_cell", "_created"
+_TIME, _CELL, _CREATED = "_tidemark_time", "_tidemark_cell", "_created"
 
 
 def feature_rows(rows: DataFrame, group: FeatureGroup, entity: Entity, *, until_us: int) -> DataFrame:

@@ -18,7 +18,7 @@ from connectors.sources import UNREADABLE
 from feature_defs.errors import DataError, listed, near_miss
 from feature_defs.model import CREATED_TIME, EVENT_TIME, Entity, Source
 
-REJECTED = "_rejected"
+REJECTED = "_tidemark_rejected"  # beside a source's own columns, so not a name that one would have
 _DAY_US = 86_400_000_000
 
 
