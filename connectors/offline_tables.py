@@ -118,7 +118,7 @@ class ParquetOfflineTable:
         folder = f"data/{uuid.uuid4().hex}"
         try:
             rows.write.parquet(joined(self.uri, folder))
-        except Exception:
+        except BaseException:  # Ctrl-C too
             self.files.delete(joined(self.uri, folder))
             raise
         written = self.files.list_files(joined(self.uri, folder))

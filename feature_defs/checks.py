@@ -8,6 +8,7 @@ Each rule is a small generator of faults; a fault names the object, what is wron
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -38,7 +39,7 @@ from feature_defs.model import (
 )
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
+_COLUMN = re.compile(r"(?!_tidemark)[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PATH = re.compile(r"lake://[A-Za-z][A-Za-z0-9_-]*/[^\s]+")
 _MISSING_SCHEMA = ("csv", "json")
 _TEXTS = ("owner", "description", "event_time", "created_time")
@@ -257,6 +258,21 @@ def _keys_of_group(group: FeatureGroup, definitions: Definitions) -> Found:
                 f"key '{key}' is not a column of source '{source.name}' ({listed(columns)})",
                 near_miss(key, columns) + "rename it in the source or in the entity",
             )
+    entity = _named(group.entity_name, definitions.entities)
+    if entity and isinstance(entity.keys, Mapping) and isinstance(source.schema, Mapping):
+        yield from _key_types(entity.keys, source.schema, source)
+
+
+def _key_types(keys: Mapping[str, object], columns: Mapping[str, object], source: Source) -> Found:
+    """A key's type is what joins and the online store rely on: the source's column must have it."""
+    for key in keys.keys() & columns.keys():
+        declared, faults = _parsed(key, keys[key])
+        found, more = _parsed(key, columns[key])
+        if not declared or not found or faults or more or declared.kind not in data_types.KEY_TYPES:
+            continue  # a fault already
+        if not data_types.is_key_of(found.spark, declared):
+            where = f"{found.spark} in source '{source.name}', {declared.spark} in the entity"
+            yield f"key '{key}' is {where}", "declare the same type in both"
 
 
 def _cycle(features: Sequence[Feature]) -> Found:
@@ -303,6 +319,18 @@ def _feature(group: FeatureGroup, feature: Feature, definitions: Definitions) ->
     elif wrong := [value for value in feature.allowed_values if not isinstance(value, str | int | float)]:
         problem = f"allowed_values holds {type(wrong[0]).__name__}, expected texts, numbers, True or False"
         yield problem, 'write allowed_values=["bronze", "silver"]'
+    elif kind and (other := [value for value in feature.allowed_values if not _can_be(value, kind)]):
+        problem = f"allowed_values holds {type(other[0]).__name__}, the feature is {kind.spark}"
+        yield problem, "write values of the feature's type"
+
+
+def _can_be(value: object, kind: data_types.DataType) -> bool:
+    """Whether a Python value is one of a type that has such literals; others (dates, binary) are written as text."""
+    if kind.kind == "boolean" or isinstance(value, bool):
+        return kind.kind == "boolean" and isinstance(value, bool)
+    if kind.row.numerical:
+        return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, str)
 
 
 def _expression(group: FeatureGroup, feature: Feature, definitions: Definitions) -> Found:
@@ -387,6 +415,8 @@ def _service(service: Service, definitions: Definitions) -> Found:
             problem = f"features of group '{selection.group}' is {type(selection.features).__name__}, expected names"
             yield problem, 'write group["feature", ...]'
             continue
+        if selection.features is not None and not selection.features:
+            yield f"chooses no feature of group '{selection.group}'", "name some, or the group for all of them"
         if group is None or not _is_list(group.features):
             continue  # a fault already
         names = [feature.name for feature in group.features if isinstance(feature, Feature)]
@@ -410,7 +440,10 @@ def _name(name: object) -> Found:
 
 def _column_name(what: str, name: object) -> Found:
     if not isinstance(name, str) or not _COLUMN.fullmatch(name):
-        yield f"{what} name {name!r} is not usable as a column", "use letters, digits and _, a letter first"
+        yield (
+            f"{what} name {name!r} is not usable as a column",
+            "use letters, digits and _, not starting with a digit or _tidemark",
+        )
 
 
 def _plain_fields(definition: object) -> Found:

@@ -63,6 +63,9 @@ OTHER_SPELLINGS = {
 }  # fmt: skip
 
 
+_NARROWER_KEYS = {"int": ("tinyint", "smallint"), "bigint": ("tinyint", "smallint", "int")}
+
+
 class TypeFault(ValueError):
     """A text that names no type; the message says what would."""
 
@@ -103,6 +106,11 @@ class DataType:
         if self.kind == "array":
             return self.element is not None and self.element.kind in ARRAY_ELEMENTS
         return self.row.codec is not None
+
+
+def is_key_of(found: str, declared: DataType) -> bool:
+    """Whether a column of this Spark type can be a key of the declared one: the same, or a narrower whole number."""
+    return found == declared.spark or found in _NARROWER_KEYS.get(declared.kind, ())
 
 
 def parse(text: object) -> DataType:

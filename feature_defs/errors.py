@@ -134,8 +134,9 @@ class ChangeRefused(TidemarkError):
 
 def near_miss(name: object, known: Iterable[object]) -> str:
     """`did you mean 'customer_id'? ` when a known name is close to this one, else an empty string."""
-    close = difflib.get_close_matches(str(name), [str(other) for other in known], n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'? " if close else ""
+    by_lower = {str(other).lower(): other for other in known}
+    close = difflib.get_close_matches(str(name).lower(), list(by_lower), n=1, cutoff=0.6)
+    return f"did you mean '{by_lower[close[0]]}'? " if close else ""
 
 
 def listed(names: Iterable[object], most: int = 12) -> str:

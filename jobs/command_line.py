@@ -9,6 +9,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -81,11 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         if type(error).__module__.startswith(("pyspark.", "py4j.")):
             hint = "the lines above and the driver's log say where; what was there before is unchanged"
-            failed = SparkFailed("Spark", str(error).splitlines()[0], hint=hint)
+            failed = SparkFailed("Spark", _spark_says(str(error)), hint=hint)
             print(f"tidemark: {failed}", file=sys.stderr)
             return failed.exit_code
         print("tidemark: this is a bug in Tidemark; please report it with the lines above", file=sys.stderr)
         return EXIT_BUG
+
+
+def _spark_says(text: str) -> str:
+    """Spark's first `[CONDITION] message`, else the first line."""
+    found = re.search(r"\[[A-Z][A-Z0-9_.]+\] [^\n]*", text)
+    return found[0] if found else text.partition("\n")[0]
 
 
 def run_verb(verb: str) -> NoReturn:

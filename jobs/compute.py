@@ -11,7 +11,7 @@ import argparse
 import datetime
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -23,16 +23,20 @@ from connectors.offline_tables import OfflineTable
 from connectors.registry import Snapshot
 from connectors.sources import read_source
 from connectors.spark_errors import data_errors
-from feature_defs.errors import DataError
+from feature_defs import durations
+from feature_defs.errors import DataError, TidemarkError
 from feature_defs.fingerprint import transform_digest
 from feature_defs.loading import load
-from feature_defs.model import EVENT_TIME, Expectation, FeatureGroup
+from feature_defs.model import EVENT_TIME, Expectation, FeatureGroup, Source
 from jobs import arguments
 from jobs.place import Place, chosen_groups, new_run, now_us
 from jobs.report import counted, step, table
 from jobs.transforms.expectations import STOPPED, broken, checked, rules_of
 from jobs.transforms.features import feature_rows, grid_end
 from jobs.transforms.rows import REJECTED, clocked, filtered, marked, quoted, transformed
+
+MOST_GRID_POINTS = 1_000_000  # a century of hours; one stray row of the year 1 must not become millions of rows
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class ComputedGroup:
     rejected: int
     seconds: float
     extra_columns: tuple[str, ...]
+    empty_columns: tuple[str, ...]
+    future_rows: int
     broken_rules: dict[str, int]
 
 
@@ -67,6 +73,11 @@ class ComputeReport:
                 told.append(
                     f"  {group.group}: the source has columns its schema lacks: {', '.join(group.extra_columns)}"
                 )
+            if group.empty_columns:
+                names = ", ".join(group.empty_columns)
+                told.append(f"  {group.group}: null in every row, has the source been renamed? {names}")
+            if group.future_rows:
+                told.append(f"  {group.group}: {counted(group.future_rows, 'row')} dated after now")
             told += [
                 f"  {group.group}: {counted(n, 'row')} broke '{rule}'" for rule, n in group.broken_rules.items() if n
             ]
@@ -79,13 +90,17 @@ def compute(place: Place, groups: Sequence[str] = (), *, now: datetime.datetime 
     started = time.monotonic()
     snapshot = place.applied()
     run = new_run()
-    offline = place.lakes.uri(place.settings.offline)
-    check_writable(open_file_store(offline), offline)
-    found = []
-    for group in chosen_groups(snapshot, groups):
-        with step(f"compute {group.name}"), data_errors(f"FeatureGroup '{group.name}'"):
-            found.append(_compute_group(place, snapshot, group, run, now_us(now)))
-    return ComputeReport(
+    chosen = chosen_groups(snapshot, groups)
+    found, failed = [], []
+    for group in chosen:
+        try:
+            with step(f"compute {group.name}"), data_errors(f"FeatureGroup '{group.name}'"):
+                found.append(_compute_group(place, snapshot, group, run, now_us(now)))
+        except TidemarkError as error:  # noqa: PERF203 - one group's fault must not keep the others from being computed
+            if len(chosen) == 1:
+                raise
+            failed.append(error)
+    report = ComputeReport(
         run=run,
         snapshot=snapshot.number,
         groups=tuple(found),
@@ -93,6 +108,27 @@ def compute(place: Place, groups: Sequence[str] = (), *, now: datetime.datetime 
         rejected=sum(group.rejected for group in found),
         seconds=round(time.monotonic() - started, 3),
     )
+    if failed:
+        raise GroupsFailed(failed, report)
+    return report
+
+
+class GroupsFailed(TidemarkError):
+    """Some of several groups failed; the others are computed. The exit code is the first failure's."""
+
+    def __init__(self, failed: Sequence[TidemarkError], report: ComputeReport) -> None:
+        hint = "correct what is named above, then compute those groups again; the others are done"
+        super().__init__("Compute", f"{len(failed)} of {len(failed) + len(report.groups)} groups failed", hint=hint)
+        self.failed, self.report, self.exit_code = tuple(failed), report, failed[0].exit_code
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [*map(str, self.failed), super().__str__(), *([self.report.text()] if self.report.groups else [])]
+        )
+
+    def as_plain(self) -> dict[str, object]:
+        failed = [error.as_plain() for error in self.failed]
+        return {**super().as_plain(), "failed": failed, "report": asdict(self.report)}
 
 
 def _compute_group(place: Place, snapshot: Snapshot, group: FeatureGroup, run: str, now: int) -> ComputedGroup:
@@ -102,14 +138,15 @@ def _compute_group(place: Place, snapshot: Snapshot, group: FeatureGroup, run: s
     raw = read_source(place.spark, source, place.lakes)
     kept = transformed(filtered(raw.rows, source), _transform(place, group))
     rows = marked(clocked(kept, source), entity)
-    bad, newest = _inspected(rows, group)
-    good = rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
-    until = grid_end(newest, now, group.every) if group.every else now
+    told = _inspected(rows, source, group, now)
     rules = rules_of(group)
+    _check_writable(place, group, quarantine=told.bad > 0 or any(rule.severity == "quarantine" for rule in rules))
+    good = rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
+    until = _grid_end(group, told, now) if group.every else now
     features = checked(feature_rows(good, group, entity, until_us=until), rules)
     note = {"run": run, "verb": "compute", "group": group.name, "fingerprint": snapshot.fingerprint(group.name)}
     written, version = _write(place.table(group), features, rules, {**note, "snapshot": snapshot.number})
-    rejected = bad + written["rejected"]
+    rejected = told.bad + written["rejected"]
     _quarantine(place.quarantine(group), rejected, [rows, features], {**note, "verb": "quarantine"})
     return ComputedGroup(
         group=group.name,
@@ -119,6 +156,8 @@ def _compute_group(place: Place, snapshot: Snapshot, group: FeatureGroup, run: s
         rejected=rejected,
         seconds=round(time.monotonic() - started, 3),
         extra_columns=raw.extra_columns,
+        empty_columns=told.empty_columns,
+        future_rows=told.future,
         broken_rules={rule.name: written[f"rule_{number}"] for number, rule in enumerate(rules)},
     )
 
@@ -134,17 +173,55 @@ def _transform(place: Place, group: FeatureGroup) -> Callable[[DataFrame], DataF
     return cast("Callable[[DataFrame], DataFrame]", written.transform)  # from a file it is a function, no reference
 
 
-def _inspected(rows: DataFrame, group: FeatureGroup) -> tuple[int, int]:
-    """(bad rows, newest event_time) from one pass over the keys and clocks; DataError when no row is good."""
+@dataclass(frozen=True)
+class _Inspected:
+    """What one pass over a source's rows tells: bad ones, ones after now, the span of the others (microseconds)."""
+
+    bad: int
+    future: int
+    oldest: int
+    newest: int
+    empty_columns: tuple[str, ...]
+
+
+def _inspected(rows: DataFrame, source: Source, group: FeatureGroup, now: int) -> _Inspected:
+    """Look at the rows before anything is written; DataError when no row is good."""
     good = F.col(REJECTED).isNull()
-    newest = F.max(F.when(good, F.unix_micros(EVENT_TIME)))
-    read, bad, last = rows.agg(F.count("*"), F.count(REJECTED), newest).collect()[0]
+    time = F.unix_micros(EVENT_TIME)
+    past = F.when(good & (time <= now), time)
+    # json has no header: a column that was renamed only shows in that nobody has it
+    watched = [name for name in source.schema or () if source.format == "json" and name in rows.columns]
+    filled = [F.count(F.col(name)).alias(f"filled_{number}") for number, name in enumerate(quoted(watched))]
+    future = F.count(F.when(good & (time > now), 1))
+    read, bad, after, oldest, newest, *counts = rows.agg(
+        F.count("*"), F.count(REJECTED), future, F.min(past), F.max(past), *filled
+    ).collect()[0]
     if read == bad:
         reasons = rows.groupBy(REJECTED).count().orderBy(F.desc("count")).limit(3).collect()
         told = ", ".join(f"{row[REJECTED]} ({row['count']:,})" for row in reasons) or "the source's filter keeps none"
         hint = "look at the source and at the definition's keys, event_time and schema; the offline table is as it was"
         raise DataError(f"FeatureGroup '{group.name}'", f"no row of {read:,} can be used: {told}", hint=hint)
-    return bad, last
+    empty = tuple(name for name, count in zip(watched, counts, strict=True) if not count)
+    return _Inspected(bad, after, now if oldest is None else oldest, now if newest is None else newest, empty)
+
+
+def _grid_end(group: FeatureGroup, told: _Inspected, now: int) -> int:
+    """The last grid point; DataError when an entity would get an absurd number of them from one stray row."""
+    every = group.every or ""
+    until = grid_end(told.newest, now, every)
+    points = (until - told.oldest) // durations.microseconds(every)
+    if points > MOST_GRID_POINTS:
+        oldest = EPOCH + datetime.timedelta(microseconds=told.oldest)
+        problem = f"every={every} from its oldest row, of {oldest:%Y-%m-%d}, is {points:,} points for one entity"
+        hint = "drop stray rows with the source's filter=, or make the grid coarser; nothing was written"
+        raise DataError(f"FeatureGroup '{group.name}'", problem, hint=hint)
+    return until
+
+
+def _check_writable(place: Place, group: FeatureGroup, *, quarantine: bool) -> None:
+    """Both tables, before either is written: a job must not end between the two."""
+    for target in [place.table(group), *([place.quarantine(group)] if quarantine else [])]:
+        check_writable(open_file_store(target.uri), target.uri)
 
 
 def _write(

@@ -20,8 +20,9 @@ from pyspark.sql import functions as F
 from connectors import codec
 from connectors.redis_online import RedisAddress, open_redis
 from connectors.registry import Snapshot
+from connectors.spark_errors import data_errors
 from feature_defs import data_types, durations
-from feature_defs.errors import DataError, OnlineStoreError, UsageError
+from feature_defs.errors import OnlineStoreError, UsageError
 from feature_defs.join_plan import group_join
 from feature_defs.model import Entity, FeatureGroup
 from jobs import arguments
@@ -78,7 +79,7 @@ def materialize(place: Place, groups: Sequence[str] = (), *, now: datetime.datet
         pass
     found = []
     for group in chosen:
-        with step(f"materialize {group.name}"):
+        with step(f"materialize {group.name}"), data_errors(f"FeatureGroup '{group.name}'"):
             found.append(_load(place, snapshot, group, address, now_us(now)))
     return MaterializeReport(
         run=run,
@@ -101,11 +102,7 @@ def _online_groups(snapshot: Snapshot, names: Sequence[str]) -> list[FeatureGrou
 def _load(place: Place, snapshot: Snapshot, group: FeatureGroup, address: RedisAddress, now: int) -> LoadedGroup:
     started = time.monotonic()
     entity = snapshot.definitions.entity_of(group)
-    source = place.table(group)
-    version = source.version()
-    if version is None:
-        hint = f"run `tidemark compute --group {group.name}`"
-        raise DataError(f"FeatureGroup '{group.name}'", "has no offline table yet", hint=hint)
+    source, version = place.computed(snapshot, group)
     latest = latest_rows(source.read(version), group_join(group, snapshot.definitions, group.features), now_us=now)
     counts = _sent(latest, partition_load(group, entity, address, now_us=now))
     handled = counts["written"] + counts["kept_newer"] + counts["expired"]

@@ -21,7 +21,7 @@ from connectors import codec, embedded_redis
 from connectors.redis_online import open_redis
 from connectors.registry import Snapshot
 from feature_defs import data_types, durations
-from feature_defs.errors import DataError, OnlineStoreError, UsageError
+from feature_defs.errors import OnlineStoreError, UsageError
 from feature_defs.join_plan import group_join
 from feature_defs.model import Entity, Feature, FeatureGroup
 from jobs import arguments
@@ -104,12 +104,12 @@ def online_get(
     keys = list(dict.fromkeys(key for part, _ in parts for key in snapshot.definitions.entity_of(part).keys))
     given = arguments.key_values([f"{name}={value}" for name, value in entity.items()], keys)
     groups = _read(place, snapshot, parts, given, at)
-    offline = _offline(place, snapshot, parts, given, at) if check else None
+    offline, there = _offline(place, snapshot, parts, given, at) if check else (None, set())
     return OnlineReport(
         entity=dict(given),
         groups=groups,
         offline=offline,
-        agrees=_agrees(groups, offline) if offline is not None else None,
+        agrees=_agrees(groups, offline, there) if offline is not None else None,
         seconds=round(time.monotonic() - started, 3),
     )
 
@@ -206,19 +206,18 @@ def _typed(name: str, kind: str, text: str) -> Any:
 
 def _offline(
     place: Place, snapshot: Snapshot, parts: Sequence[Part], given: Mapping[str, str], at: int
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], set[str]]:
+    """The offline values by group.feature, null without a row, and the groups that have one."""
     from pyspark.sql import functions as F
 
     from jobs.transforms.as_of import latest_rows
 
     found: dict[str, Any] = {}
+    there: set[str] = set()
     for group, features in parts:
-        source = place.table(group)
-        if source.version() is None:
-            hint = f"run `tidemark compute --group {group.name}`"
-            raise DataError(f"FeatureGroup '{group.name}'", "has no offline table yet", hint=hint)
+        source, version = place.computed(snapshot, group)
         entity = snapshot.definitions.entity_of(group)
-        rows = source.read()
+        rows = source.read(version)
         for name, value in zip(entity.keys, typed_keys(entity.keys, given), strict=True):
             rows = rows.where(F.col(name) == F.lit(value))
         if group.ttl:
@@ -227,12 +226,16 @@ def _offline(
         # the answer travels as Arrow: a Row would bring timestamps in this machine's zone
         wanted = group_join(group, snapshot.definitions, group.features)
         latest = latest_rows(rows, wanted, now_us=at).toArrow().to_pylist()
+        there.update([group.name] if latest else [])
         for feature in features:
             found[f"{group.name}.{feature.name}"] = latest[0][feature.name] if latest else None
-    return found
+    return found, there
 
 
-def _agrees(groups: Sequence[OnlineGroup], offline: Mapping[str, Any]) -> bool:
+def _agrees(groups: Sequence[OnlineGroup], offline: Mapping[str, Any], there: set[str]) -> bool:
+    """The same groups have an answer, and it is the same."""
+    if {group.group for group in groups if group.status == PRESENT} != there:
+        return False
     online = {f"{group.group}.{name}": value for group in groups for name, value in group.values.items()}
     return all(_same(online[name], offline[name]) for name in offline)
 

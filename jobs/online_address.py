@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from connectors import embedded_redis
@@ -24,7 +25,8 @@ def online_address(place: Place) -> RedisAddress:
         if not spark.master.startswith("local") or spark.remote:
             problem = f"the embedded Redis serves this machine only, but Spark runs at {spark.remote or spark.master}"
             raise UsageError(f"Profile '{place.settings.name}'", problem, hint='set [online] kind = "redis" and url')
-        return embedded_redis.start(Path(online.folder))
+        here = embedded_redis.start(Path(online.folder))
+        return replace(here, timeout_seconds=online.timeout_seconds, key_prefix=online.key_prefix)
     return RedisAddress(
         url=online.url,
         username=online.username or None,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from connectors.file_store import open_file_store
 from connectors.lakes import Lakes, joined
 from connectors.registry import Registry, Snapshot
-from feature_defs.errors import LakeError, UsageError, listed, near_miss
+from feature_defs.errors import DataError, LakeError, UsageError, listed, near_miss
 from feature_defs.loading import load
 from feature_defs.model import Definitions, FeatureGroup, Service
 from jobs.settings import Settings, load_settings
@@ -60,6 +60,22 @@ class Place:
         from connectors.offline_tables import open_table
 
         return open_table(self.spark, self.lakes.uri(self.table_path(group)), group.offline)
+
+    def computed(self, snapshot: Snapshot, group: FeatureGroup) -> tuple[OfflineTable, int]:
+        """The group's table and its newest version, which must have been computed by the snapshot's definitions.
+
+        Values of other definitions would train a model, or answer it, on something else.
+        """
+        subject, again = f"FeatureGroup '{group.name}'", f"run `tidemark compute --group {group.name}`"
+        table = self.table(group)
+        version = table.version()
+        if version is None:
+            raise DataError(subject, f"has no offline table yet (version {group.version})", hint=again)
+        found, registered = table.note(version).get("fingerprint"), snapshot.fingerprint(group.name)
+        if found != registered:
+            problem = f"its table was computed with definitions {found}, registered are {registered}"
+            raise DataError(subject, problem, hint=again)
+        return table, version
 
     def quarantine(self, group: FeatureGroup) -> OfflineTable:
         """The rows that did not become feature rows, beside the group's table."""

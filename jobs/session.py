@@ -73,7 +73,7 @@ def _with_rules(session: SparkSession) -> SparkSession:
 
 def _silence_query_logs() -> None:
     """PySpark logs each failed query as JSON on standard error, with the values that it quotes; our message says it."""
-    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger", "py4j"):
         PySparkLogger.getLogger(name).disabled = True
 
 

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from feature_defs.join_plan import TimeRules
 from jobs.apply import ApplyReport, apply
+from jobs.check import CheckReport, check
+from jobs.deprecate import DeprecateReport, deprecate
+from jobs.history import HistoryReport, history
 from jobs.list import Criteria, ListReport, list_definitions
 from jobs.place import Place, find_service, open_place
 from jobs.plan import PlanReport, plan
@@ -33,6 +36,9 @@ class Store:
 
         return generate(self.place, customers=customers, seed=seed)
 
+    def check(self) -> CheckReport:
+        return check(self.place)
+
     def plan(self) -> PlanReport:
         return plan(self.place)
 
@@ -44,6 +50,12 @@ class Store:
 
     def show(self, name: str) -> ShowReport:
         return show(self.place, name)
+
+    def history(self, name: str = "") -> HistoryReport:
+        return history(self.place, name)
+
+    def deprecate(self, group: str, message: str = "") -> DeprecateReport:
+        return deprecate(self.place, group, message=message)
 
     def compute(self, *groups: str, now: datetime.datetime | None = None) -> ComputeReport:
         from jobs.compute import compute

@@ -23,8 +23,9 @@ from connectors.file_store import FileStore, check_writable, open_file_store
 from connectors.lakes import joined
 from connectors.offline_tables import DeltaOfflineTable
 from connectors.registry import Snapshot
+from connectors.spark_errors import data_errors
 from feature_defs import data_types
-from feature_defs.errors import DataError, UsageError, listed, near_miss
+from feature_defs.errors import DataError, LakeError, UsageError, listed, near_miss
 from feature_defs.join_plan import KNOWN_BY, JoinPlan, TimeRules, plan_join
 from feature_defs.model import EVENT_TIME, OFFLINE_FORMATS, Service
 from jobs.place import Place, find_service, new_run
@@ -114,7 +115,7 @@ def training_set(
         "rules": asdict(plan.rules),
         "columns": [*rows.columns, *plan.outputs],
     }
-    with step(f"training-set {found.name}"):
+    with step(f"training-set {found.name}"), data_errors(f"Service '{found.name}'"):
         counts = _write(target, dataset, note)
     return TrainingSetReport(
         run=run,
@@ -146,25 +147,10 @@ def join(
     _check_spine(spine, plan)
     tables, versions = [], {}
     for group in plan.groups:
-        table = place.table(definitions.groups[group.group])
-        version = table.version()
-        if version is None:
-            problem = f"has no offline table yet (version {group.version})"
-            raise DataError(
-                f"FeatureGroup '{group.group}'", problem, hint=f"run `tidemark compute --group {group.group}`"
-            )
-        _check_computed(table.note(version), snapshot, group.group)
+        table, version = place.computed(snapshot, definitions.groups[group.group])
         tables.append(table.read(version))
         versions[group.group] = version
     return Dataset(training_rows(spine, tables, plan), spine, plan, versions)
-
-
-def _check_computed(note: object, snapshot: Snapshot, group: str) -> None:
-    """A table made by other definitions than those in force would train a model on something else."""
-    found = note.get("fingerprint") if isinstance(note, dict) else None
-    if found != snapshot.fingerprint(group):
-        problem = f"its table was computed with definitions {found}, registered are {snapshot.fingerprint(group)}"
-        raise DataError(f"FeatureGroup '{group}'", problem, hint=f"run `tidemark compute --group {group}`")
 
 
 def read_spine(place: Place, path: str, spine_format: str = "") -> DataFrame:
@@ -173,7 +159,8 @@ def read_spine(place: Place, path: str, spine_format: str = "") -> DataFrame:
         files = open_file_store(uri).list_files(joined(uri, "_delta_log"))
         spine_format = "delta" if files else "parquet"
     try:
-        return place.spark.read.format(spine_format).load(uri)
+        with data_errors(f"Spine '{path}'"):
+            return place.spark.read.format(spine_format).load(uri)
     except AnalysisException as error:
         hint = "check the path, or name its format with --spine-format"
         raise DataError(f"Spine '{path}'", f"there is no {spine_format} data at {uri}", hint=hint) from error
@@ -254,12 +241,23 @@ class _Target:
         try:
             rows.write.parquet(draft)
             self.files.create(joined(draft, MANIFEST), json.dumps(note, indent=1).encode())
-            if self.files.list_files(self.uri):
-                self.files.rename(self.uri, old)
-            self.files.rename(draft, self.uri)
+            self._swap(draft, old)
         finally:
             self.files.delete(draft)
         self.files.delete(old)
+
+    def _swap(self, draft: str, old: str) -> None:
+        """Put the finished draft in place of what is there; when that fails, what was there comes back."""
+        replaces = bool(self.files.list_files(self.uri))
+        try:
+            if replaces:
+                self.files.rename(self.uri, old)
+            self.files.rename(draft, self.uri)
+        except (FileExistsError, FileNotFoundError) as error:
+            if replaces and not self.files.list_files(self.uri):
+                self.files.rename(old, self.uri)
+            hint = "run it again once the other is done, or choose another --out"
+            raise LakeError(f"Path '{self.out}'", "another run wrote it meanwhile", hint=hint) from error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

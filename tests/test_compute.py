@@ -15,7 +15,7 @@ from feature_defs import Aggregate, Entity, Expectation, Feature, FeatureGroup, 
 from feature_defs.errors import DataError, LakeError, UsageError
 from feature_defs.model import Definition
 from jobs.apply import apply
-from jobs.compute import ComputedGroup, ComputeReport, compute
+from jobs.compute import ComputedGroup, ComputeReport, GroupsFailed, compute
 from jobs.place import Place
 from tests.lab import NOW, Table, files_in, folders_in, put, put_text, register, write_definitions
 from tests.pipe_tables import assert_rows
@@ -212,6 +212,97 @@ def test_condition_that_is_null_holds(place: Place, table: Table) -> None:
     stop = [Expectation("positive", "amount > 0", severity="stop"), *RULES]
     in_force(place, spend(expectations=stop, offline="parquet"))
     assert (computed(place).rows, computed(place).rejected) == (1, 0)
+
+
+# what the rows tell before anything is written
+
+
+def test_keys_have_the_type_of_the_entity_in_the_table(place: Place, table: Table) -> None:
+    """A narrower whole number is widened; anything else is refused, also when the source declares no schema."""
+    number = Entity("customer", keys={"customer_id": "bigint"})
+    undeclared = dataclasses.replace(purchases, schema=None)
+    group = spend(source=undeclared)
+    register(place, number, undeclared, dataclasses.replace(group, entity=number))
+    put(
+        place,
+        table("customer_id | amount | at\n7 | 1 | 2026-01-01", f"customer_id int, {TYPES}"),
+        "lake://raw/purchases",
+    )
+    computed(place)
+    assert dict(place.table(group).read().dtypes)["customer_id"] == "bigint"
+    put(place, table("customer_id | amount | at\nx | 1 | 2026-01-01", TYPES), "lake://raw/purchases")
+    with pytest.raises(DataError, match="key 'customer_id' is string in the source's rows, declared bigint"):
+        compute(place, now=NOW)
+    assert place.table(group).version() == 0
+
+
+def test_json_column_that_no_row_has_is_told(place: Place) -> None:
+    """A renamed field is null in every row; there is no header to say so."""
+    logs = dataclasses.replace(purchases, format="json")
+    in_force(place, spend(source=logs))
+    put_text(place, '{"customer_id": "c1", "amt": 1.5, "at": "2026-01-01T00:00:00Z"}\n', "lake://raw/purchases")
+    report = compute(place, now=NOW)
+    assert report.groups[0].empty_columns == ("amount",)
+    assert "spend: null in every row, has the source been renamed? amount" in report.text()
+
+
+def test_row_dated_after_now_does_not_move_the_grid(place: Place, table: Table) -> None:
+    """One wrong date must not state zeros for days that nobody has data of yet; it is counted."""
+    group = in_force(place, spend(every="1d", features=[Feature("n", "bigint", Aggregate("count"))]))
+    put(
+        place,
+        table("customer_id | amount | at\nc1 | 1 | 2026-01-03\nc1 | 1 | 2099-01-01", TYPES),
+        "lake://raw/purchases",
+    )
+    found = computed(place)
+    assert (found.rows, found.future_rows) == (1, 1)
+    assert_rows(
+        place.table(group).read().select("event_time", "n"), table("event_time | n\n2026-01-03 | 1", "n bigint")
+    )
+
+
+def test_one_stray_old_row_does_not_explode_the_grid(place: Place, table: Table) -> None:
+    """An hourly grid from the year 1 on would be millions of rows for one entity."""
+    group = in_force(place, spend(every="1h", features=[Feature("n", "bigint", Aggregate("count"))]))
+    put(
+        place,
+        table("customer_id | amount | at\nc1 | 1 | 2026-01-03\nc1 | 1 | 0001-01-01", TYPES),
+        "lake://raw/purchases",
+    )
+    with pytest.raises(DataError, match=r"from its oldest row, of 0*1-01-01, is 17,7.* points for one entity"):
+        compute(place, now=NOW)
+    assert place.table(group).version() is None
+
+
+def test_one_group_that_fails_does_not_keep_the_others_from_being_computed(place: Place, raw: DataFrame) -> None:
+    """All failures are told at the end, with what was done, and the first one's exit code."""
+    lost = dataclasses.replace(purchases, name="lost", path="lake://raw/lost")
+    bad = dataclasses.replace(spend(source=lost), name="a_bad_one")
+    register(place, customer, purchases, lost, spend(), bad)
+    with pytest.raises(GroupsFailed, match="1 of 2 groups failed") as failed:
+        compute(place, now=NOW)
+    assert "Source 'lost': there is no parquet data" in str(failed.value)
+    assert "3 rows computed" in str(failed.value)
+    assert failed.value.exit_code == DataError.exit_code
+    assert failed.value.as_plain()["report"]["rows"] == 3
+    assert place.table(spend()).version() == 0
+
+
+@pytest.mark.parametrize("offline", ["delta", "parquet"])
+@pytest.mark.parametrize("blocked", ["spend/v1", "spend/v1_quarantine"])
+def test_lake_that_cannot_be_written_is_told_before_anything_is(
+    place: Place, raw: DataFrame, offline: str, blocked: str
+) -> None:
+    """A file in place of a folder; the quarantine counts too, or a job would end between the two tables."""
+    group = in_force(place, spend(offline=offline))
+    file = local_path(place.lakes.uri(f"lake://features/{blocked}"))
+    file.parent.mkdir(parents=True)
+    file.write_text("not a folder")
+    with pytest.raises(LakeError, match="cannot create it: Not a directory"):
+        compute(place, now=NOW)
+    assert manifests(place) == []
+    file.unlink()
+    assert place.table(group).version() is None
 
 
 @pytest.mark.parametrize("offline", ["delta", "parquet"])

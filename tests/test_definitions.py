@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from feature_defs import Aggregate, Entity, Expectation, Feature, FeatureGroup, FeatureSelection, Service, Source
 from feature_defs.checks import check
-from feature_defs.errors import DefinitionError
+from feature_defs.errors import DefinitionError, near_miss
 from feature_defs.loading import load
 from feature_defs.model import Definition
 from feature_defs.snapshot import from_plain, to_plain
@@ -583,3 +583,36 @@ sys.exit(f"started {started}" if started else code)
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "5 groups, 18 features, 2 services: no fault" in ran.stdout
+
+
+def test_key_of_another_type_than_the_source_declares_is_refused(tmp_path: Path) -> None:
+    """The online key and every join follow the entity's type."""
+    text = edited(
+        ('Entity("customer", keys={"customer_id": "string"})', 'Entity("customer", keys={"customer_id": "bigint"})')
+    )
+    (fault,) = faults_of(write(tmp_path, {"shop.py": text}))
+    assert (fault.subject, fault.problem) == (
+        GROUP,
+        "key 'customer_id' is string in source 'orders', bigint in the entity",
+    )
+
+
+def test_choosing_no_feature_of_a_group_is_refused(tmp_path: Path) -> None:
+    """An empty choice is not all of them."""
+    (fault,) = faults_of(write(tmp_path, {"shop.py": edited(('spend["orders", "mean"]', "spend[()]"))}))
+    assert fault.problem == "chooses no feature of group 'spend'"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("double", 'float("inf")'), ("string", "1"), ("bigint", '"a"'), ("int", "True")]
+)
+def test_allowed_values_are_of_the_features_type(tmp_path: Path, kind: str, value: str) -> None:
+    """They become a condition in SQL, which would fail only when the job runs."""
+    feature = f'Feature("orders", "{kind}", "1", allowed_values=[{value}])'
+    text = edited(('Feature("orders", "bigint", Aggregate("count"))', feature))
+    (fault,) = faults_of(write(tmp_path, {"shop.py": text}))
+    assert fault.problem.startswith("allowed_values holds ")
+
+
+def test_near_miss_sees_through_case() -> None:
+    assert near_miss("at", ["CustID", "At", "Amt"]) == "did you mean 'At'? "

@@ -23,6 +23,7 @@ from jobs.command_line import main
 from jobs.compute import compute
 from jobs.materialize import LoadedGroup, materialize
 from jobs.online import EXPIRED, MISSING, PRESENT, online_get
+from jobs.online_address import online_address
 from jobs.place import Place
 from jobs.report import as_json
 from jobs.settings import OnlineSettings
@@ -278,3 +279,24 @@ def test_redis_that_dies_during_a_load_is_told_and_the_next_load_repairs_it(
     assert "\n" not in caught.value.problem + caught.value.hint
     assert materialize(online_place).groups[0].written == count
     assert got(online_place, f"c{count - 1}") == (PRESENT, count - 1)
+
+
+def test_table_of_other_definitions_is_neither_loaded_nor_compared(online_place: Place, table: Table) -> None:
+    """Online values of definitions that are no longer in force would disagree with every new training set."""
+    rows = table("customer_id | event_time | amount\nc1 | 2026-01-03 | 1", "event_time timestamp, amount bigint")
+    loaded(online_place, rows, a_group())
+    changed = a_group(features=[Feature("amount", "bigint", "amount * 100")])
+    register(online_place, customer, source, changed)
+    for attempt in (
+        lambda: materialize(online_place, now=NOW),
+        lambda: online_get(online_place, {"customer_id": "c1"}, group="spend", check=True),
+    ):
+        with pytest.raises(DataError, match="its table was computed with definitions"):
+            attempt()
+
+
+def test_embedded_redis_takes_the_profiles_prefix(online_place: Place) -> None:
+    """Two profiles with one Redis must not write one another's keys."""
+    online = dataclasses.replace(online_place.settings.online, key_prefix="other", timeout_seconds=3.0)
+    address = online_address(Place(dataclasses.replace(online_place.settings, online=online)))
+    assert (address.key_prefix, address.timeout_seconds) == ("other", 3.0)

@@ -190,14 +190,14 @@ def test_rows_created_after_the_spine_time_count_by_default_and_the_leak_is_told
     spine = table("customer_id | event_time\n" + "\n".join(f"c{i} | 2026-01-05" for i in range(1, 6)))
     expected = table(
         """
-        customer_id | event_time | amount | _leak__amount
+        customer_id | event_time | amount | _tidemark_leak_amount
         c1          | 2026-01-05 | 2      | true
         c2          | 2026-01-05 | 3      | true
         c3          | 2026-01-05 | 4      | false
         c4          | 2026-01-05 | 6      | false
         c5          | 2026-01-05 | 7      | false
         """,
-        "amount bigint, _leak__amount boolean",
+        "amount bigint, _tidemark_leak_amount boolean",
     )
     assert_rows(joined(spine, (one_feature, table(LATE_ROWS, AMOUNT)), leaks=True), expected)
 
@@ -206,14 +206,14 @@ def test_known_by_spine_leaves_out_rows_created_later(table: Table) -> None:
     spine = table("customer_id | event_time\n" + "\n".join(f"c{i} | 2026-01-05" for i in range(1, 6)))
     expected = table(
         """
-        customer_id | event_time | amount | _leak__amount
+        customer_id | event_time | amount | _tidemark_leak_amount
         c1          | 2026-01-05 | 1      | true
         c2          | 2026-01-05 | null   | true
         c3          | 2026-01-05 | 4      | false
         c4          | 2026-01-05 | 6      | false
         c5          | 2026-01-05 | 7      | false
         """,
-        "amount bigint, _leak__amount boolean",
+        "amount bigint, _tidemark_leak_amount boolean",
     )
     rules = TimeRules(known_by="spine")
     assert_rows(joined(spine, (one_feature, table(LATE_ROWS, AMOUNT)), rules=rules, leaks=True), expected)

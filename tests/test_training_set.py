@@ -19,7 +19,7 @@ from feature_defs.model import Definition
 from jobs.compute import compute
 from jobs.place import Place
 from jobs.store import Store
-from jobs.training_set import MANIFEST, training_set
+from jobs.training_set import MANIFEST, _Target, training_set
 from tests.conftest import settings_in
 from tests.lab import NOW, Table, files_in, folders_in, put, put_text, read_json, register
 from tests.pipe_tables import assert_rows
@@ -285,3 +285,20 @@ def test_manifest_is_written_with_the_rows_or_not_at_all(ready: Place) -> None:
     folder = local_path(ready.lakes.uri("lake://work/deep/er"))
     assert [path.name for path in folder.iterdir()] == ["out"]
     assert json.loads((folder / "out" / MANIFEST).read_text())["verb"] == "training-set"
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_run_that_loses_a_race_leaves_the_dataset_of_the_winner(ready: Place, table: Table, moment: str) -> None:
+    """Another run's dataset appears, or what was there disappears, between the look and the rename."""
+    training_set(ready, "lake://raw/spine", service="churn", out="lake://work/out")
+    target = _Target(ready, "lake://work/out", "parquet")
+    parent = target.uri.rpartition("/")[0]
+    target.files.create(f"{parent}/draft/part", b"")
+    if moment == "before":  # the draft is gone: a clean-up was faster
+        with pytest.raises(LakeError, match="another run wrote it meanwhile"):
+            target._swap(f"{parent}/no-draft", f"{parent}/old")
+    else:  # the name for the old one is taken
+        target.files.create(f"{parent}/old/part", b"")
+        with pytest.raises(LakeError, match="another run wrote it meanwhile"):
+            target._swap(f"{parent}/draft", f"{parent}/old")
+    assert_rows(read_out(ready, "parquet", "lake://work/out"), expected(table))

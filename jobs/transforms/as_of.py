@@ -20,8 +20,8 @@ from feature_defs.join_plan import GroupJoin, JoinPlan, TimeRules
 from feature_defs.model import CREATED_TIME, EVENT_TIME
 from jobs.transforms.rows import quoted, utc
 
-_TIME, _WINNER, _KNOWN = "_time", "_winner", "_known"
-LEAK = "_leak__"
+_TIME, _WINNER, _KNOWN = "_tidemark_time", "_tidemark_winner", "_tidemark_known"
+LEAK = "_tidemark_leak_"
 
 
 def training_rows(spine: DataFrame, tables: Sequence[DataFrame], plan: JoinPlan) -> DataFrame:

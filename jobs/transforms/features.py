@@ -20,7 +20,7 @@ from feature_defs.model import CREATED_TIME, EVENT_TIME, Aggregate, Entity, Feat
 from jobs.transforms.rows import quoted, reason
 
 _ORDER = f"struct({EVENT_TIME}, {CREATED_TIME})"
-_TIME, _CELL, _CREATED = "_tidemark_time", "_tidemark_cell", "_created"
+_TIME, _CELL, _CREATED = "_tidemark_time", "_tidemark_cell", "_tidemark_created"
 
 
 def feature_rows(rows: DataFrame, group: FeatureGroup, entity: Entity, *, until_us: int) -> DataFrame:
@@ -134,8 +134,8 @@ def _is_wider(found: str, declared: str, *, is_aggregate: bool) -> bool:
 def _one_of_equals(rows: DataFrame, group: FeatureGroup, keys: Sequence[str]) -> DataFrame:
     """Rows with equal keys and clocks are one row, the greatest by its values: a total order for every later join."""
     clocks = [*keys, EVENT_TIME, CREATED_TIME]
-    values = F.max(F.struct(*(feature.name for feature in group.features))).alias("_values")
-    return rows.groupBy(*clocks).agg(values).select(*clocks, "_values.*")
+    values = F.max(F.struct(*(feature.name for feature in group.features))).alias("_tidemark_values")
+    return rows.groupBy(*clocks).agg(values).select(*clocks, "_tidemark_values.*")
 
 
 # aggregates
@@ -167,7 +167,7 @@ def _states(group: FeatureGroup) -> dict[tuple[str, str], dict[str, str]]:
     """State columns of each distinct measure: windows of one measure share its states."""
     measures = dict.fromkeys(_measure(f.expression) for f in group.aggregates if isinstance(f.expression, Aggregate))
     return {
-        measure: {state: f"_s{number}_{state}" for state in AGGREGATES[measure[0]].prepare}
+        measure: {state: f"_tidemark_s{number}_{state}" for state in AGGREGATES[measure[0]].prepare}
         for number, measure in enumerate(measures)
     }
 
@@ -210,9 +210,9 @@ def _at_every_event(rows: DataFrame, group: FeatureGroup, keys: Sequence[str]) -
     for number, (measure, window) in enumerate(_windows(group)):
         function, value = measure
         over = _over(keys, _TIME, durations.microseconds(window) - 1 if window else None)
-        per_window[measure, window] = {state: f"_w{number}_{state}" for state in AGGREGATES[function].prepare}
+        per_window[measure, window] = {state: f"_tidemark_w{number}_{state}" for state in AGGREGATES[function].prepare}
         for state, text in AGGREGATES[function].prepare.items():
-            frames.append(f"{text.format(x=value, order=_ORDER)} {over} AS _w{number}_{state}")
+            frames.append(f"{text.format(x=value, order=_ORDER)} {over} AS _tidemark_w{number}_{state}")
     longest = _longest(group)
     created = f"max({CREATED_TIME}) {_over(keys, _TIME, longest - 1 if longest else None)} AS {_CREATED}"
     # rows of one entity and time share every frame, so one of them stands for all
@@ -241,17 +241,17 @@ def _on_grid(rows: DataFrame, group: FeatureGroup, keys: Sequence[str], *, until
     tiles = celled.groupBy(*keys, _CELL).agg(F.max(CREATED_TIME).alias(_CREATED), *prepared)
     # 2 points: each tile stands at its own cell and, empty, at every cell before the entity's next tile
     following = f"lead({_CELL}) OVER (PARTITION BY {', '.join(quoted(keys))} ORDER BY {_CELL})"
-    spans = tiles.selectExpr("*", f"coalesce({following}, {until_us + every}L) - {every}L AS _to")
-    points = spans.selectExpr("*", f"explode(sequence({_CELL}, _to, {every}L)) AS {_TIME}").selectExpr(
+    spans = tiles.selectExpr("*", f"coalesce({following}, {until_us + every}L) - {every}L AS _tidemark_to")
+    points = spans.selectExpr("*", f"explode(sequence({_CELL}, _tidemark_to, {every}L)) AS {_TIME}").selectExpr(
         *quoted(keys), _TIME, *(f"if({_TIME} = {_CELL}, {name}, null) AS {name}" for name in (_CREATED, *names))
     )
     # 3 merged: (keys, cell, state of each window), 4 the values
     frames, per_window = [], {}
     for number, (measure, window) in enumerate(_windows(group)):
         over = _over(keys, _TIME, durations.microseconds(window) - every if window else None)
-        per_window[measure, window] = {state: f"_w{number}_{state}" for state in states[measure]}
+        per_window[measure, window] = {state: f"_tidemark_w{number}_{state}" for state in states[measure]}
         for state, name in states[measure].items():
-            frames.append(f"{AGGREGATES[measure[0]].merge[state]}({name}) {over} AS _w{number}_{state}")
+            frames.append(f"{AGGREGATES[measure[0]].merge[state]}({name}) {over} AS _tidemark_w{number}_{state}")
     longest = _longest(group)
     created = f"max({_CREATED}) {_over(keys, _TIME, longest - every if longest else None)} AS {CREATED_TIME}"
     merged = points.selectExpr(*quoted(keys), f"timestamp_micros({_TIME}) AS {EVENT_TIME}", created, *frames)

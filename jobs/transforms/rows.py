@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, DateType, TimestampType
 
 from connectors.sources import UNREADABLE
+from feature_defs import data_types
 from feature_defs.errors import DataError, listed, near_miss
 from feature_defs.model import CREATED_TIME, EVENT_TIME, Entity, Source
 
@@ -92,13 +93,27 @@ def marked(rows: DataFrame, entity: Entity) -> DataFrame:
     """A column with the reason why a row cannot be a feature row, null for a good one."""
     missing = [key for key in entity.keys if key not in rows.columns]
     if missing:
-        problem = f"key '{missing[0]}' is not a column of the source's rows ({listed(rows.columns)})"
+        problem = f"key '{missing[0]}' is not a column of the source's rows ({listed(_own(rows))})"
         hint = near_miss(missing[0], rows.columns) + "rename it in the source or in the entity"
         raise DataError(f"Entity '{entity.name}'", problem, hint=hint)
+    keyed = _keyed(rows, entity)
     reasons: list[tuple[Column, str]] = [(F.col(UNREADABLE).isNotNull(), "row does not fit the schema")]
     reasons += [(F.col(key).isNull(), f"key {key} is null") for key in entity.keys]
     reasons += [(F.col(EVENT_TIME).isNull(), f"{EVENT_TIME} is null")]
-    return rows.select("*", _first_true(reasons).alias(REJECTED))
+    return keyed.select("*", _first_true(reasons).alias(REJECTED))
+
+
+def _keyed(rows: DataFrame, entity: Entity) -> DataFrame:
+    """The rows with each key as the type that the entity declares: what joins and the online store rely on."""
+    types = {key: data_types.parse(text) for key, text in entity.keys.items()}
+    for key, declared in types.items():
+        found = rows.schema[key].dataType.simpleString()
+        if not data_types.is_key_of(found, declared):
+            problem = f"key '{key}' is {found} in the source's rows, declared {declared.spark}"
+            hint = f'declare it as "{found}", or cast it in the source or the group\'s transform'
+            raise DataError(f"Entity '{entity.name}'", problem, hint=hint)
+    cast = {name: F.col(name).cast(kind.spark).alias(name) for name, kind in types.items()}
+    return rows.select(*(cast.get(name, F.col(quoted([name])[0])) for name in rows.columns))
 
 
 def _first_true(reasons: Sequence[tuple[Column, str]]) -> Column:
@@ -109,7 +124,7 @@ def _check_clock(rows: DataFrame, source: Source, clock: str, column: str) -> No
     subject = f"Source '{source.name}'"
     if column not in rows.columns:
         hint = near_miss(column, rows.columns) + f"name the column with {clock}="
-        raise DataError(subject, f"{clock} '{column}' is not a column ({listed(rows.columns)})", hint=hint)
+        raise DataError(subject, f"{clock} '{column}' is not a column ({listed(_own(rows))})", hint=hint)
     found = rows.schema[column].dataType.simpleString()
     if found not in ("timestamp", "timestamp_ntz", "date"):
         hint = "make it a timestamp in the source, or in the group's transform"
@@ -121,7 +136,12 @@ def _check_clock(rows: DataFrame, source: Source, clock: str, column: str) -> No
 
 def quoted(names: Iterable[str]) -> list[str]:
     """Column names as SQL writes them whatever they hold."""
-    return [f"`{name}`" for name in names]
+    return ["`" + name.replace("`", "``") + "`" for name in names]
+
+
+def _own(rows: DataFrame) -> list[str]:
+    """The columns that a user knows of."""
+    return [name for name in rows.columns if name != UNREADABLE]
 
 
 def reason(error: PySparkException) -> str:

@@ -70,7 +70,7 @@ customer_category_spend = FeatureGroup(
     owner="recommendations",
     description="how a customer's spending on a category stands after each purchase in it",
     features=[
-        Feature("category_purchases_7d", "bigint", Aggregate("count", window="7d")),
+        Feature("category_purchases", "bigint", Aggregate("count")),
         Feature("category_spent", "double", Aggregate("sum", "amount")),
         Feature("category_last_amount", "double", Aggregate("last", "amount")),
     ],
