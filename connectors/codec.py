@@ -7,8 +7,9 @@ A packed value, little-endian throughout, for a group of n features:
     offset   size        field
     0        1           codec version, unsigned: 1
     1        4           schema fingerprint: the first 4 bytes of sha256 over the lines "NAME TYPE\\n" in order
-    5        8           event_time, signed microseconds since 1970-01-01 UTC
-    13       ceil(n/8)   null bitmap: bit i % 8 of byte i // 8 is set when feature i is null; spare bits are 0
+    5        4           definition number, unsigned: the registry snapshot that introduced the group's definition
+    9        8           event_time, signed microseconds since 1970-01-01 UTC
+    17       ceil(n/8)   null bitmap: bit i % 8 of byte i // 8 is set when feature i is null; spare bits are 0
     ...      fixed       every feature of a fixed width, in order; a null writes zeros
                            boolean 1 (0 or 1) | int 4 | bigint 8 | float 4 | double 8 | date 4, days |
                            timestamp 8, microseconds UTC | decimal 16, two's complement of the unscaled value
@@ -23,8 +24,9 @@ An array's bytes, for m elements. An empty array is 4 bytes, so that it differs 
                          (4, unsigned) and the UTF-8 bytes, a null one of length 0
 
 There is one valid encoding of a row, and `decode` refuses every other: a value that was cut, grown or written under
-other features is an error, never a wrong number. The first 13 bytes keep their place in every later codec version, as
-the online store compares event_time without knowing the schema. docs/codec.md has the reasons and a worked example.
+other features is an error, never a wrong number. The first 17 bytes keep their place in every later codec version, as
+the online store compares definition number and event_time without knowing the schema. docs/codec.md has the reasons
+and a worked example.
 
 An entity's key is text: PREFIX:ENTITY:VALUE|VALUE, with a backslash before each backslash and bar inside a value.
 
@@ -53,7 +55,7 @@ from feature_defs.data_types import KEY_TYPES, TYPES, DataType, parse
 
 CODEC_VERSION = 1
 EVENT_TIME = "event_time"
-HEADER = struct.Struct("<BIq")
+HEADER = struct.Struct("<BIIq")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
@@ -147,14 +149,16 @@ def field_name(group: str, version: int) -> bytes:
 # Encoding ------------------------------------------------------------------------------------------------------------
 
 
-def encode(batch: pa.RecordBatch | pa.Table, schema: ValueSchema) -> pa.BinaryArray | pa.LargeBinaryArray:
+def encode(
+    batch: pa.RecordBatch | pa.Table, schema: ValueSchema, *, definition: int
+) -> pa.BinaryArray | pa.LargeBinaryArray:
     """The packed value of every row. The batch has `event_time` and the schema's features, among other columns."""
     batches = batch.to_batches() if isinstance(batch, pa.Table) else [batch]
-    packed = [_encode_batch(part, schema) for part in batches]
+    packed = [_encode_batch(part, schema, definition) for part in batches]
     return _narrowed(pa.concat_arrays([pa.array([], pa.large_binary()), *packed]))
 
 
-def _encode_batch(batch: pa.RecordBatch, schema: ValueSchema) -> pa.LargeBinaryArray:
+def _encode_batch(batch: pa.RecordBatch, schema: ValueSchema, definition: int) -> pa.LargeBinaryArray:
     event_time = _column(batch, EVENT_TIME, _ARROW["timestamp"])
     if event_time.null_count:
         raise CodecError(f"column '{EVENT_TIME}' has {event_time.null_count} null(s)")
@@ -164,6 +168,7 @@ def _encode_batch(batch: pa.RecordBatch, schema: ValueSchema) -> pa.LargeBinaryA
     fixed = np.zeros(batch.num_rows, _fixed_layout(schema))
     fixed["version"] = CODEC_VERSION
     fixed["schema"] = schema.fingerprint
+    fixed["definition"] = definition
     fixed[EVENT_TIME] = _numbers(event_time, "int64")
     for position, (kind, column) in enumerate(zip(schema.types, columns, strict=True)):
         if column.null_count:
@@ -185,6 +190,7 @@ def _fixed_layout(schema: ValueSchema) -> np.dtype[np.void]:
     layout: list[tuple[str, str, tuple[int, ...]]] = [
         ("version", "u1", ()),
         ("schema", "<u4", ()),
+        ("definition", "<u4", ()),
         (EVENT_TIME, "<i8", ()),
         ("nulls", "u1", (_bitmap_size(len(schema.types)),)),
     ]
@@ -377,7 +383,7 @@ def decode(value: bytes, schema: ValueSchema) -> DecodedRow:
 def event_time_of(value: bytes) -> int:
     """A packed value's event_time in microseconds, whatever its schema."""
     _check_header(value)
-    _, _, event_time = HEADER.unpack_from(value)
+    *_, event_time = HEADER.unpack_from(value)
     return int(event_time)
 
 
@@ -401,7 +407,7 @@ def _check_header(value: bytes) -> None:
 
 
 def _decode_body(value: bytes, schema: ValueSchema) -> DecodedRow:
-    _, _, event_time, bitmap, *fixed = struct.unpack_from(schema.fixed_format, value)
+    _, _, _, event_time, bitmap, *fixed = struct.unpack_from(schema.fixed_format, value)
     nulls = int.from_bytes(bitmap, "little")
     if nulls & schema.spare_bits:
         raise CodecError("the null bitmap has bits beyond the last feature")

@@ -3,8 +3,8 @@
     keys, values (packed by connectors.codec) -> write -> one field per feature group under each entity's key
     keys, fields                              -> read  -> packed values, or None
 
-Every store keeps the newer value: `write` never replaces a value by one of an older event_time. An equal event_time
-replaces, since it is a correction.
+Every store keeps the newer value: `write` never replaces a value by one of an older definition number, nor, within one
+definition, of an older event_time. An equal event_time replaces, since it is a correction.
 """
 
 from __future__ import annotations

@@ -79,9 +79,13 @@ for i = 1, count do
     if #stored < HEADER_SIZE then
       return redis.error_reply('FOREIGN the field holds a value that is not packed')
     end
-    local low, high = struct.unpack('<I4i4', value, HEADER_SIZE - 7)
-    local stored_low, stored_high = struct.unpack('<I4i4', stored, HEADER_SIZE - 7)
-    newer = stored_high > high or (stored_high == high and stored_low > low)
+    local definition, low, high = struct.unpack('<I4I4i4', value, HEADER_SIZE - 11)
+    local stored_definition, stored_low, stored_high = struct.unpack('<I4I4i4', stored, HEADER_SIZE - 11)
+    if stored_definition == definition then
+      newer = stored_high > high or (stored_high == high and stored_low > low)
+    else
+      newer = stored_definition > definition
+    end
   end
   if newer then
     kept = kept + 1

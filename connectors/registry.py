@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ class Snapshot:
     message: str
     definitions: Definitions
     plain: dict[str, Any]
+    since: Mapping[str, int]  # group -> the snapshot that introduced its present definition, which only ever rises
 
     def fingerprint(self, group: str) -> str:
         return str(self.plain["groups"][group]["fingerprint"])
@@ -61,6 +63,7 @@ class Registry:
                 problem = f"has format {document['format']}, this Tidemark reads {snapshot.FORMAT}"
                 raise LakeError(f"Registry snapshot {number}", problem, hint="upgrade Tidemark")
             definitions = snapshot.from_plain(document["definitions"])
+            since = {str(name): int(document["since"][name]) for name in definitions.groups}
             told = {name: str(document[name]) for name in ("applied_at", "applied_by", "message")}
         except FileNotFoundError as error:
             hint = "`tidemark history` lists the snapshots there are"
@@ -69,18 +72,20 @@ class Registry:
             problem = f"cannot be read ({type(error).__name__}): {uri}"
             hint = "restore the file from a backup or a replica; snapshots are never edited"
             raise LakeError(f"Registry snapshot {number}", problem, hint=hint) from error
-        return Snapshot(number, definitions=definitions, plain=document["definitions"], **told)
+        return Snapshot(number, definitions=definitions, plain=document["definitions"], since=since, **told)
 
     def commit(self, definitions: Definitions, *, after: int, applied_at: str, applied_by: str, message: str) -> int:
         """Write the snapshot behind number `after` (0: the first); RegistryConflict when another is there already."""
         number = after + 1
+        plain = snapshot.to_plain(definitions)
         document = {
             "format": snapshot.FORMAT,
             "number": number,
             "applied_at": applied_at,
             "applied_by": applied_by,
             "message": message,
-            "definitions": snapshot.to_plain(definitions),
+            "since": _since(plain, self.read(after) if after else None, number),
+            "definitions": plain,
         }
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
         try:
@@ -94,3 +99,18 @@ class Registry:
 
     def _uri(self, number: int) -> str:
         return joined(self.root, f"{number:08d}.json")
+
+
+def _since(plain: Mapping[str, Any], before: Snapshot | None, number: int) -> dict[str, int]:
+    """For each group the number from which it means what it means now."""
+    known = before.plain["groups"] if before else {}
+    return {
+        name: before.since[name] if before and name in known and _meaning(known[name]) == _meaning(group) else number
+        for name, group in plain["groups"].items()
+    }
+
+
+def _meaning(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What decides a group's values and how they are packed."""
+    features = [(feature["name"], feature["type"]) for feature in group["features"]]
+    return group["fingerprint"], group["version"], features

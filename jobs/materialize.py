@@ -2,7 +2,8 @@
 
     newest row per entity at `now` -> Arrow batches -> partition function: encode, send -> counts, checked
 
-The store keeps the newer of two values by event_time, so a load can be repeated, or run beside another, without harm.
+The store keeps the value of the newer definition, then of the newer event_time, so a load can be repeated, or run
+beside another, without harm.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def _load(place: Place, snapshot: Snapshot, group: FeatureGroup, address: RedisA
     entity = snapshot.definitions.entity_of(group)
     source, version = place.computed(snapshot, group)
     latest = latest_rows(source.read(version), group_join(group, snapshot.definitions, group.features), now_us=now)
-    counts = _sent(latest, partition_load(group, entity, address, now_us=now))
+    counts = _sent(latest, partition_load(group, entity, address, definition=snapshot.since[group.name], now_us=now))
     handled = counts["written"] + counts["kept_newer"] + counts["expired"]
     if handled != counts["rows"]:
         problem = f"group '{group.name}': {counts['rows']:,} entities sent, {handled:,} acknowledged"
@@ -142,7 +143,7 @@ def _told(error: Exception) -> OnlineStoreError | None:
 
 
 def partition_load(
-    group: FeatureGroup, entity: Entity, address: RedisAddress, *, now_us: int
+    group: FeatureGroup, entity: Entity, address: RedisAddress, *, definition: int, now_us: int
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """The partition function: Arrow batches of (keys, event_time, features) -> one batch of counts."""
     schema = codec.ValueSchema.of([(feature.name, feature.type) for feature in group.features])
@@ -158,7 +159,7 @@ def partition_load(
                 names = codec.encode_keys(
                     batch, entity_name, key_names=keys, key_types=types, prefix=address.key_prefix
                 )
-                values = codec.encode(batch, schema)
+                values = codec.encode(batch, schema, definition=definition)
                 counts = store.write(names, values, field=field, ttl_us=ttl_us, now_us=now_us)
                 totals["rows"] += batch.num_rows
                 for name in _COUNTS:

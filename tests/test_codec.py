@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import pickle
 import struct
@@ -16,11 +17,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from connectors import codec
 from connectors.codec import (
     CodecError,
     ValueSchema,
     decode,
-    encode,
     encode_key,
     encode_keys,
     event_time_of,
@@ -28,6 +29,8 @@ from connectors.codec import (
     field_name,
 )
 from feature_defs.data_types import DataType, parse
+
+encode = functools.partial(codec.encode, definition=7)
 
 ROOT = Path(__file__).resolve().parent.parent
 UTC = timezone.utc
@@ -123,6 +126,7 @@ GOLDEN_SCHEMA = ValueSchema.of(
 GOLDEN = """
     01                       codec version
     654841d2                 schema fingerprint
+    07000000                 definition number 7
     00202110d70d0600         event_time 2024-01-01 00:00:00 UTC
     02                       null bitmap: feature 1, avg_purchase_value
     0700000000000000         total_purchases 7
@@ -187,14 +191,14 @@ def test_the_document_shows_the_golden_bytes() -> None:
     ],
 )
 def test_each_type_has_its_golden_bytes(text: str, value: Any, expected: str) -> None:
-    """After 13 bytes of header and one of null bitmap."""
-    assert packed([text], value)[14:].hex() == expected
+    """After 17 bytes of header and one of null bitmap."""
+    assert packed([text], value)[18:].hex() == expected
 
 
 @pytest.mark.parametrize("text", TYPE_TEXTS)
 def test_a_null_sets_its_bit_and_writes_zeros_or_length_zero(text: str) -> None:
     width = parse(text).row.width or 4
-    assert packed([text], None)[13:] == b"\x01" + bytes(width)
+    assert packed([text], None)[17:] == b"\x01" + bytes(width)
 
 
 def test_the_fingerprint_knows_names_types_and_order() -> None:
@@ -258,13 +262,13 @@ def test_a_table_of_many_chunks_packs_as_one_batch(batch: Any) -> None:
 @quickly
 @given(batches(), st.data())
 def test_changed_bytes_are_refused_or_are_another_valid_row(batch: Any, data: st.DataObject) -> None:
-    """There is one encoding of a row: what decodes must encode to the very same bytes."""
+    """There is one encoding of a row: what decodes must encode to the very same bytes, behind schema and definition."""
     types, rows, times = batch
     assume(rows)
     schema = schema_of(types)
     changed = bytearray(encode(table(types, rows, times), schema)[0].as_py())
     for _ in range(data.draw(st.integers(1, 3))):
-        changed[data.draw(st.integers(5, len(changed) - 1))] = data.draw(st.integers(0, 255))
+        changed[data.draw(st.integers(9, len(changed) - 1))] = data.draw(st.integers(0, 255))
     try:
         row = decode(bytes(changed), schema)
     except CodecError:
@@ -296,7 +300,7 @@ def test_a_nan_keeps_its_bits() -> None:
     """A round trip must not make two stores differ that hold the same value."""
     bits = struct.pack("<d", math.nan)[:-1] + b"\xff"
     (nan,) = struct.unpack("<d", bits)
-    assert packed(["double"], nan)[14:] == bits
+    assert packed(["double"], nan)[18:] == bits
 
 
 def test_no_rows_give_no_values() -> None:
@@ -443,7 +447,7 @@ def test_a_value_of_another_schema_is_refused() -> None:
     ],
 )
 def test_damage_is_named(text: str, tail: str, problem: str) -> None:
-    header = packed([text], None)[:13]
+    header = packed([text], None)[:17]
     with pytest.raises(CodecError, match=problem):
         decode(header + bytes.fromhex(tail), schema_of([text]))
 

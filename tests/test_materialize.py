@@ -211,7 +211,7 @@ def test_groups_that_are_not_online_or_not_computed_are_refused(online_place: Pl
     quiet = dataclasses.replace(a_group(online=False), name="quiet")
     register(online_place, customer, source, a_group(), quiet, Service("both", ["spend", "quiet"]))
     with pytest.raises(
-        DataError, match=r"'spend': has no offline table yet\nHint: run `tidemark compute --group spend"
+        DataError, match=r"'spend': has no offline table yet \(version 1\)\nHint: run `tidemark compute --group spend"
     ):
         materialize(online_place)
     compute(online_place)
@@ -293,6 +293,24 @@ def test_table_of_other_definitions_is_neither_loaded_nor_compared(online_place:
     ):
         with pytest.raises(DataError, match="its table was computed with definitions"):
             attempt()
+
+
+def test_redefined_group_replaces_newer_values_of_its_old_definition(online_place: Place, table: Table) -> None:
+    """The new definition's newest row is the older one here; what is served must still be what is stored offline."""
+    rows = table(
+        f"""
+        customer_id | event_time      | amount | kept
+        c1          | {at(NOW - DAY)} | 1      | true
+        c1          | {at(NOW)}       | 2      | false
+        """,
+        "event_time timestamp, amount bigint, kept boolean",
+    )
+    loaded(online_place, rows, a_group())
+    assert got(online_place, "c1") == (PRESENT, 2)
+    register(online_place, customer, dataclasses.replace(source, filter="kept"), a_group())
+    compute(online_place, now=NOW)
+    assert materialize(online_place, now=NOW).groups[0].written == 1
+    assert got(online_place, "c1") == (PRESENT, 1)
 
 
 def test_embedded_redis_takes_the_profiles_prefix(online_place: Place) -> None:

@@ -64,11 +64,11 @@ def store(request: pytest.FixtureRequest, address: RedisAddress, server: redis.R
         yield opened
 
 
-def packed(*rows: tuple[int, int]) -> pa.BinaryArray:
+def packed(*rows: tuple[int, int], definition: int = 1) -> pa.BinaryArray:
     """(event_time, total) rows as packed values."""
     times = pa.array([event_time for event_time, _ in rows], pa.int64()).cast(pa.timestamp("us", "UTC"))
     totals = pa.array([total for _, total in rows], pa.int64())
-    return encode(pa.record_batch([times, totals], ["event_time", "total"]), SCHEMA)
+    return encode(pa.record_batch([times, totals], ["event_time", "total"]), SCHEMA, definition=definition)
 
 
 def put(
@@ -95,7 +95,26 @@ def test_what_is_written_is_read_in_the_order_asked(store: OnlineStore) -> None:
     found = store.read([b"b", b"nobody", b"a"], [b"support:1", FIELD])
     totals = [[value and decode(value, SCHEMA).values[0] for value in values] for values in found]
     assert totals == [[3, 2], [None, None], [None, 1]]
-    assert counts == WriteCounts(written=2, bytes=2 * (13 + 1 + 8))
+    assert counts == WriteCounts(written=2, bytes=2 * (17 + 1 + 8))
+
+
+@pytest.mark.parametrize(
+    ("stored", "offered", "kept"),
+    [
+        ((1, NOW), (2, NOW - 1), (2, NOW - 1)),
+        ((2, NOW - 1), (1, NOW), (2, NOW - 1)),
+        ((2, NOW), (2, NOW - 1), (2, NOW)),
+        ((2**32 - 1, 0), (2**31, NOW), (2**32 - 1, 0)),
+    ],
+)
+def test_newer_definition_wins_whatever_the_times(
+    store: OnlineStore, stored: tuple[int, int], offered: tuple[int, int], kept: tuple[int, int]
+) -> None:
+    """A redefined group's newest row may be older; a job with the old definition must not bring its value back."""
+    for definition, event_time in (stored, offered):
+        value = packed((event_time, definition), definition=definition)
+        store.write(pa.array([b"k"]), value, field=FIELD, ttl_us=None, now_us=NOW)
+    assert got(store, b"k") == (kept[1], kept[0])
 
 
 @pytest.mark.parametrize(
@@ -150,7 +169,7 @@ def test_a_load_of_several_windows_is_complete_and_may_be_repeated(store: Online
     values = packed(*((NOW + i, i) for i in range(count)))
     for _ in range(2):
         counts = store.write(pa.array(keys), values, field=FIELD, ttl_us=None, now_us=NOW)
-        assert counts == WriteCounts(written=count, bytes=22 * count)
+        assert counts == WriteCounts(written=count, bytes=26 * count)
     assert [value for [value] in store.read(keys, [FIELD])] == values.to_pylist()
 
 
@@ -166,7 +185,7 @@ def test_values_of_megabytes_are_written(store: OnlineStore) -> None:
     times = pa.array([NOW] * 3).cast(pa.timestamp("us", "UTC"))
     batch = pa.record_batch([times, pa.array(["x" * 3_000_000, "", None])], ["event_time", "note"])
     keys = pa.array([b"a", b"b", b"c"])
-    store.write(keys, encode(batch, schema), field=FIELD, ttl_us=None, now_us=NOW)
+    store.write(keys, encode(batch, schema, definition=1), field=FIELD, ttl_us=None, now_us=NOW)
     found = [decode(value, schema).values[0] for [value] in store.read(keys.to_pylist(), [FIELD]) if value]
     assert found == ["x" * 3_000_000, "", None]
 

@@ -298,6 +298,24 @@ def test_the_newest_number_is_in_force_and_the_older_ones_stay(registry: Registr
     assert len({registry.read(number).fingerprint("spend") for number in (1, 2, 3)}) == 3
 
 
+def test_a_snapshot_says_since_when_a_group_means_what_it_means(registry: Registry, tmp_path: Path) -> None:
+    """The number decides which of two online values wins, so it only ever rises: going back is a new meaning too."""
+    owner, ttl = ('owner="ada"', 'owner="eve"'), ('ttl="90d"', 'ttl="30d"')
+    texts = [GOOD, edited(owner) if owner[0] in GOOD else GOOD + "# remark", edited(ttl), edited(ttl), GOOD]
+    for after, text in enumerate(texts):
+        committed(registry, text, tmp_path, after)
+    assert [registry.read(number).since["spend"] for number in registry.numbers()] == [1, 1, 3, 3, 5]
+
+
+def test_more_versions_and_features_are_another_meaning(registry: Registry, tmp_path: Path) -> None:
+    """Also where the values of each feature stay: the packed value has another schema, or another field."""
+    raised = edited(('ttl="90d"', 'ttl="90d", version=2'))
+    more = edited(("features=[\n", 'features=[\n        Feature("extra", "bigint", Aggregate("count", "amount")),\n'))
+    for after, text in enumerate([GOOD, raised, more]):
+        committed(registry, text, tmp_path, after)
+    assert [registry.read(number).since["spend"] for number in registry.numbers()] == [1, 2, 3]
+
+
 def test_a_number_is_committed_once_and_the_loser_is_told_who_won(registry: Registry, tmp_path: Path) -> None:
     committed(registry, GOOD, tmp_path, 0)
     with pytest.raises(RegistryConflict) as raised:
