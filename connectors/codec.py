@@ -67,7 +67,7 @@ _CALENDAR = {
     "date": (_FIRST_DAY, _LAST_DAY),
     "timestamp": (_FIRST_DAY * _DAY_US, (_LAST_DAY + 1) * _DAY_US - 1),
 }
-_LONGEST = 2**32 - 1
+_LONGEST = _LAST_DEFINITION = 2**32 - 1
 # Arrow's 32-bit offsets end here; a larger result keeps 64-bit ones.
 _MOST_BYTES_OF_BINARY = 2**31 - 1
 
@@ -137,6 +137,7 @@ class ValueSchema:
 class DecodedRow:
     """A packed value as Python values, in the schema's order."""
 
+    definition: int
     event_time_us: int
     values: tuple[Any, ...]
 
@@ -153,6 +154,9 @@ def encode(
     batch: pa.RecordBatch | pa.Table, schema: ValueSchema, *, definition: int
 ) -> pa.BinaryArray | pa.LargeBinaryArray:
     """The packed value of every row. The batch has `event_time` and the schema's features, among other columns."""
+    # Numpy before 2 would store another number.
+    if not 0 <= definition <= _LAST_DEFINITION:
+        raise CodecError(f"a definition number is from 0 to {_LAST_DEFINITION}, found {definition}")
     batches = batch.to_batches() if isinstance(batch, pa.Table) else [batch]
     packed = [_encode_batch(part, schema, definition) for part in batches]
     return _narrowed(pa.concat_arrays([pa.array([], pa.large_binary()), *packed]))
@@ -407,7 +411,7 @@ def _check_header(value: bytes) -> None:
 
 
 def _decode_body(value: bytes, schema: ValueSchema) -> DecodedRow:
-    _, _, _, event_time, bitmap, *fixed = struct.unpack_from(schema.fixed_format, value)
+    _, _, definition, event_time, bitmap, *fixed = struct.unpack_from(schema.fixed_format, value)
     nulls = int.from_bytes(bitmap, "little")
     if nulls & schema.spare_bits:
         raise CodecError("the null bitmap has bits beyond the last feature")
@@ -423,7 +427,7 @@ def _decode_body(value: bytes, schema: ValueSchema) -> DecodedRow:
         values.append(_present_or_null(raw, kind, is_null=bool(nulls >> index & 1)))
     if position != len(value):
         raise CodecError(f"expected {position} bytes, found {len(value)}")
-    return DecodedRow(event_time, tuple(values))
+    return DecodedRow(definition, event_time, tuple(values))
 
 
 def _length_and_bytes(value: bytes, position: int) -> tuple[bytes, int]:

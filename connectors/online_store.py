@@ -21,7 +21,7 @@ class WriteCounts:
     """What became of the entities of a write: their numbers add up to the rows that were given."""
 
     written: int = 0
-    kept_newer: int = 0  # the store already held a newer event_time
+    kept_newer: int = 0  # the store already held a newer definition or event_time
     expired: int = 0  # older than the ttl, so nobody could have read them
     bytes: int = 0  # of the values that were written
 

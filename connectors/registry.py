@@ -16,7 +16,7 @@ from typing import Any
 
 from connectors.file_store import FileStore
 from connectors.lakes import joined
-from feature_defs import snapshot
+from feature_defs import data_types, snapshot
 from feature_defs.errors import LakeError, RegistryConflict
 from feature_defs.model import Definitions
 
@@ -112,5 +112,5 @@ def _since(plain: Mapping[str, Any], before: Snapshot | None, number: int) -> di
 
 def _meaning(group: Mapping[str, Any]) -> tuple[Any, ...]:
     """What decides a group's values and how they are packed."""
-    features = [(feature["name"], feature["type"]) for feature in group["features"]]
+    features = [(feature["name"], data_types.parse(feature["type"]).spark) for feature in group["features"]]
     return group["fingerprint"], group["version"], features

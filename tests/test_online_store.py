@@ -265,6 +265,27 @@ def test_threads_and_processes_at_once_leave_the_newest(store: OnlineStore, addr
     assert [got(store, b"entity %d" % entity) for entity in range(20)] == [newest] * 20
 
 
+def write_definition(address: RedisAddress, now: int, definition: int) -> WriteCounts:
+    """One job of several: the later its definition, the older its rows."""
+    counts = WriteCounts()
+    with open_redis(address) as store:
+        for _ in range(20):
+            values = packed(*[(now - definition, definition)] * 20, definition=definition)
+            keys = pa.array([b"entity %d" % entity for entity in range(20)])
+            counts += store.write(keys, values, field=FIELD, ttl_us=3600 * SECOND, now_us=now)
+    return counts
+
+
+def test_of_jobs_with_several_definitions_at_once_the_latest_definition_stays(
+    store: OnlineStore, address: RedisAddress
+) -> None:
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        counts = pool.starmap(write_definition, [(address, NOW, number) for number in (4, 3, 2, 1)], chunksize=1)
+    assert [count.written + count.kept_newer for count in counts] == [400] * 4
+    assert counts[0].written == 400
+    assert [got(store, b"entity %d" % entity) for entity in range(20)] == [(NOW - 4, 4)] * 20
+
+
 # --- Redis: when a key expires ----------------------------------------------------------------------------------------
 
 

@@ -298,22 +298,58 @@ def test_the_newest_number_is_in_force_and_the_older_ones_stay(registry: Registr
     assert len({registry.read(number).fingerprint("spend") for number in (1, 2, 3)}) == 3
 
 
-def test_a_snapshot_says_since_when_a_group_means_what_it_means(registry: Registry, tmp_path: Path) -> None:
-    """The number decides which of two online values wins, so it only ever rises: going back is a new meaning too."""
-    owner, ttl = ('owner="ada"', 'owner="eve"'), ('ttl="90d"', 'ttl="30d"')
-    texts = [GOOD, edited(owner) if owner[0] in GOOD else GOOD + "# remark", edited(ttl), edited(ttl), GOOD]
-    for after, text in enumerate(texts):
-        committed(registry, text, tmp_path, after)
-    assert [registry.read(number).since["spend"] for number in registry.numbers()] == [1, 1, 3, 3, 5]
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([("", "# remark\n")], [1, 1]),
+        ([('owner="crm"', 'owner="sales"')], [1, 1]),
+        ([('ttl="90d", ', 'ttl="90d", status="deprecated", ')], [1, 1]),
+        ([("spent_30d / nullif", "spent_30d * 2 / nullif")], [1, 2]),
+        ([('every="1d"', 'every="12h"')], [1, 2]),
+        ([('event_time="ordered_at"', 'event_time="paid_at"'), ('"ordered_at": "t', '"paid_at": "t')], [1, 2]),
+        ([('ttl="90d"', 'ttl="90d", version=2')], [1, 2]),
+        ([("features=[\n", 'features=[\n        Feature("more", "bigint", Aggregate("count")),\n')], [1, 2]),
+    ],
+)
+def test_a_groups_number_rises_when_its_values_or_their_packing_change(
+    registry: Registry, tmp_path: Path, changes: list[tuple[str, str]], expected: list[int]
+) -> None:
+    """And is kept when only what people read of it changes; the third snapshot is the second's text again."""
+    text = changes[0][1] + GOOD if not changes[0][0] else edited(*changes)
+    for after, written in enumerate([GOOD, text, text]):
+        committed(registry, written, tmp_path, after)
+    assert [registry.read(number).since["spend"] for number in registry.numbers()] == [*expected, expected[-1]]
 
 
-def test_more_versions_and_features_are_another_meaning(registry: Registry, tmp_path: Path) -> None:
-    """Also where the values of each feature stay: the packed value has another schema, or another field."""
-    raised = edited(('ttl="90d"', 'ttl="90d", version=2'))
-    more = edited(("features=[\n", 'features=[\n        Feature("extra", "bigint", Aggregate("count", "amount")),\n'))
-    for after, text in enumerate([GOOD, raised, more]):
+def test_features_in_another_order_are_another_definition(registry: Registry, tmp_path: Path) -> None:
+    """The fingerprint of the values does not see it; the packed values are laid out in another way."""
+    line = '        Feature("orders", "bigint", Aggregate("count")),\n'
+    moved = edited((line, ""), ("    ],\n    expectations", f"{line}    ],\n    expectations"))
+    for after, text in enumerate([GOOD, moved]):
         committed(registry, text, tmp_path, after)
-    assert [registry.read(number).since["spend"] for number in registry.numbers()] == [1, 2, 3]
+    first, second = registry.read(1), registry.read(2)
+    assert first.fingerprint("spend") == second.fingerprint("spend")
+    assert (first.since["spend"], second.since["spend"]) == (1, 2)
+
+
+def test_an_old_definition_that_comes_back_has_a_number_of_its_own(registry: Registry, tmp_path: Path) -> None:
+    """Values of the definition between the two must lose against it."""
+    other = edited(('ttl="90d"', 'ttl="30d"'))
+    for after, text in enumerate([GOOD, other, GOOD, GOOD, other]):
+        committed(registry, text, tmp_path, after)
+    assert [registry.read(number).since["spend"] for number in registry.numbers()] == [1, 2, 3, 3, 5]
+
+
+def test_another_spelling_of_a_type_is_no_other_definition(registry: Registry, tmp_path: Path) -> None:
+    for after, spelled in enumerate(("decimal(10,2)", "decimal( 10 , 2 )")):
+        text = edited(('"orders", "bigint"', f'"orders", "{spelled}"'), ('Aggregate("count")', '"amount"'))
+        text = edited(
+            ('every="1d", ', ""),
+            ('Aggregate("sum", "amount", window="30d", where="amount > 0")', '"amount"'),
+            text=text,
+        )
+        committed(registry, text, tmp_path, after)
+    assert registry.read(2).since == {"spend": 1}
 
 
 def test_a_number_is_committed_once_and_the_loser_is_told_who_won(registry: Registry, tmp_path: Path) -> None:
@@ -367,7 +403,7 @@ def test_a_snapshot_that_cannot_be_read_is_a_lake_error_that_names_it(registry: 
     assert "restore the file from a backup" in raised.value.hint
 
 
-@pytest.mark.parametrize("missing", ["applied_at", "applied_by", "message", "definitions", "format"])
+@pytest.mark.parametrize("missing", ["applied_at", "applied_by", "message", "definitions", "format", "since"])
 def test_a_snapshot_without_one_of_its_parts_is_a_lake_error(registry: Registry, tmp_path: Path, missing: str) -> None:
     uri = joined(registry.root, "00000001.json")
     committed(registry, GOOD, tmp_path, 0)
