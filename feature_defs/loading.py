@@ -46,7 +46,7 @@ def _files(folder: Path) -> list[Path]:
     if not found:
         problem = "holds no definition files" if folder.is_dir() else "is not a folder"
         hint = 'name the folder of your definition files in the profile: definitions = "..."'
-        raise DefinitionError([Fault(_relative(folder), 0, "Definitions", problem, hint)])
+        raise DefinitionError([Fault(shown_path(folder), 0, "Definitions", problem, hint)])
     return sorted(found)
 
 
@@ -141,10 +141,10 @@ def _import_hint(folder: Path, error: BaseException) -> str:
 
 
 def _shown(fault: Fault) -> Fault:
-    return replace(fault, file=_relative(Path(fault.file)))
+    return replace(fault, file=shown_path(Path(fault.file)))
 
 
-def _relative(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """Paths below the working directory are shown from there, as compilers do."""
     shown = os.path.relpath(path)
     return str(path) if shown.startswith("..") else shown

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from feature_defs.fingerprint import fingerprint
+from feature_defs.loading import shown_path
 from jobs.place import Place
 from jobs.report import counted, table
 
@@ -26,14 +27,8 @@ class CheckReport:
         total = ", ".join(
             (counted(len(self.groups), "group"), counted(self.features, "feature"), counted(self.services, "service"))
         )
-        where = _relative(self.definitions)
+        where = shown_path(Path(self.definitions))
         return f"{table(['group', 'fingerprint'], lines)}\n{total}: no fault, {self.seconds:.2f} s ({where})"
-
-
-def _relative(path: str) -> str:
-    """As compilers show paths: from the working directory when below it."""
-    shown = os.path.relpath(path)
-    return path if shown.startswith("..") else shown
 
 
 def check(place: Place) -> CheckReport:

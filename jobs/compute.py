@@ -29,14 +29,13 @@ from feature_defs.fingerprint import transform_digest
 from feature_defs.loading import load
 from feature_defs.model import EVENT_TIME, Expectation, FeatureGroup, Source
 from jobs import arguments
-from jobs.place import Place, chosen_groups, new_run, now_us
+from jobs.place import Place, chosen_groups, new_run, now_us, time_of
 from jobs.report import counted, step, table
 from jobs.transforms.expectations import STOPPED, broken, checked, rules_of
 from jobs.transforms.features import feature_rows, grid_end
 from jobs.transforms.rows import REJECTED, clocked, filtered, marked, quoted, transformed
 
 MOST_GRID_POINTS = 1_000_000  # a century of hours; one stray row of the year 1 must not become millions of rows
-EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ def _grid_end(group: FeatureGroup, told: _Inspected, now: int) -> int:
     until = grid_end(told.newest, now, every)
     points = (until - told.oldest) // durations.microseconds(every)
     if points > MOST_GRID_POINTS:
-        oldest = EPOCH + datetime.timedelta(microseconds=told.oldest)
+        oldest = time_of(told.oldest)
         problem = f"every={every} from its oldest row, of {oldest:%Y-%m-%d}, is {points:,} points for one entity"
         hint = "drop stray rows with the source's filter=, or make the grid coarser; nothing was written"
         raise DataError(f"FeatureGroup '{group.name}'", problem, hint=hint)

@@ -26,7 +26,7 @@ from feature_defs.join_plan import group_join
 from feature_defs.model import Entity, Feature, FeatureGroup
 from jobs import arguments
 from jobs.online_address import online_address
-from jobs.place import Place, chosen_groups, find_service, now_us
+from jobs.place import Place, chosen_groups, find_service, now_us, time_of
 from jobs.report import plain_value, table
 
 PRESENT, MISSING, EXPIRED, OTHER_SCHEMA = "present", "missing", "expired", "other schema"
@@ -166,9 +166,7 @@ def _answer(group: FeatureGroup, features: Sequence[Feature], value: bytes | Non
         row = codec.decode(value, schema)
     except codec.CodecError:
         return OnlineGroup(group.name, OTHER_SCHEMA, None, nothing)
-    event_time = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc) + datetime.timedelta(
-        microseconds=row.event_time_us
-    )
+    event_time = time_of(row.event_time_us)
     if group.ttl and row.event_time_us < at - durations.microseconds(group.ttl):
         return OnlineGroup(group.name, EXPIRED, event_time, nothing)
     named = dict(zip(schema.names, row.values, strict=True))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # Spark is imported when a session is opened: check, plan and
 
     from connectors.offline_tables import OfflineTable
 
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+
 
 class Place:
     """Settings, lakes, registry, Spark. Verbs take a Place first."""
@@ -127,7 +129,12 @@ def now_us(now: datetime.datetime | None) -> int:
     if now is None:
         return time.time_ns() // 1000
     aware = now if now.tzinfo else now.replace(tzinfo=datetime.timezone.utc)
-    return (aware - datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)) // datetime.timedelta(microseconds=1)
+    return (aware - _EPOCH) // datetime.timedelta(microseconds=1)
+
+
+def time_of(microseconds: int) -> datetime.datetime:
+    """A number of microseconds UTC as a time: the other way of `now_us`."""
+    return _EPOCH + datetime.timedelta(microseconds=microseconds)
 
 
 def new_run() -> str:
