@@ -39,6 +39,7 @@ EXTRAS = {
         "pytest",
         "hypothesis",  # rules of time and the codec are held against plain loops
         "chispa",  # compares DataFrames and shows the rows that differ
+        "duckdb",  # the single-node engine that benchmarks are held against
         "packaging",  # reads the requirements above against the lock file
     ],
     "dev": [

@@ -13,24 +13,34 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from connectors.file_store import FileStore, open_file_store
 from connectors.lakes import joined
 from feature_defs.errors import LakeError, UsageError
+from feature_defs.model import EVENT_TIME, HIDDEN, REJECTED
 
 Note = Mapping[str, Any]
+_ONE_MERGE = threading.Lock()  # what a merge says of its commit is the session's, and threads may share that
+STAGING = "_staging"  # in a table's folder, what a merge is about to put in it
+ROWS_A_FILE = 1_000_000  # a file of rows in the order of time covers a short span, and a reader of a month skips others
+_ORDERED = ("timestamp", "string", "long", "integer", "date", "decimal")
+_MOST_CLUSTERED = 3  # more columns make files that are narrow in none
 _DELTA_CONFLICT = re.compile(r"\[DELTA_(CONCURRENT_|METADATA_CHANGED|PROTOCOL_CHANGED)")
 
 
 class OfflineTable(Protocol):
-    """A table of a lake with numbered versions."""
+    """A table of a lake with numbered versions. `after` is the version that new rows were made from, None for none:
+    a change of part of a table is refused when another run has written meanwhile."""
 
     @property
     def uri(self) -> str: ...
@@ -39,12 +49,44 @@ class OfflineTable(Protocol):
         """The newest version; None when there is no table yet."""
 
     def read(self, version: int | None = None) -> DataFrame:
-        """The rows of a version, by default the newest."""
+        """The feature rows of a version, by default the newest."""
 
-    def note(self, version: int) -> Note: ...
+    def read_all(self, version: int | None = None) -> DataFrame:
+        """The same with what compute keeps for itself: hidden columns, rows in quarantine."""
+
+    def note(self, version: int) -> Note:
+        """The note of the newest version up to this one that has one: maintenance writes none."""
 
     def replace(self, rows: DataFrame, note: Note) -> int:
         """Make these rows the table's whole content; gives the new version. Readers see the old rows or the new."""
+
+    def append(self, rows: DataFrame, note: Note, *, after: int) -> int:
+        """Add rows, none of which is there."""
+
+    def merge(self, rows: DataFrame, note: Note, *, on: Sequence[str], after: int) -> int:
+        """Put these rows in the place of those with equal `on` columns, and add the others."""
+
+    def replace_span(self, rows: DataFrame, note: Note, *, span: Span, after: int) -> int:
+        """Make these rows all that the table holds of a span of event_time."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Event times in (after, until], microseconds UTC."""
+
+    after_us: int
+    until_us: int
+
+    @property
+    def condition(self) -> str:
+        return f"{EVENT_TIME} > TIMESTAMP_MICROS({self.after_us}) AND {EVENT_TIME} <= TIMESTAMP_MICROS({self.until_us})"
+
+
+def shown(rows: DataFrame) -> DataFrame:
+    """Feature rows as people see them: no hidden columns, no rows in quarantine."""
+    hidden = [name for name in rows.columns if name.startswith(HIDDEN)]
+    kept = rows.where(F.col(REJECTED).isNull()) if REJECTED in hidden else rows
+    return kept.drop(*hidden)
 
 
 def open_table(spark: SparkSession, uri: str, table_format: str) -> OfflineTable:
@@ -68,31 +110,96 @@ class DeltaOfflineTable:
         return _newest(self.files, joined(self.uri, "_delta_log"), r"(\d{20})\.json")
 
     def read(self, version: int | None = None) -> DataFrame:
+        return shown(self.read_all(version))
+
+    def read_all(self, version: int | None = None) -> DataFrame:
         chosen = _existing(self, version)
         return self.spark.read.format("delta").option("versionAsOf", chosen).load(self.uri)
 
     def note(self, version: int) -> Note:
-        log = self.files.read(joined(self.uri, "_delta_log", f"{version:020d}.json"))
+        found: Note = {}
+        while version >= 0 and not found:
+            found = self._own_note(version)
+            version -= 1
+        return found
+
+    def _own_note(self, version: int) -> Note:
+        try:
+            log = self.files.read(joined(self.uri, "_delta_log", f"{version:020d}.json"))
+        except FileNotFoundError:  # cleaned up by Delta's own retention
+            return {}
         actions = (json.loads(line) for line in log.splitlines() if line.strip())
         info: Note = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
-        return dict(json.loads(info.get("userMetadata") or "{}"))
+        text = info.get("userMetadata") or "{}"
+        return dict(json.loads(text)) if text.startswith("{") else {}
 
     def replace(self, rows: DataFrame, note: Note) -> int:
-        writer = rows.write.format("delta").mode("overwrite").option("overwriteSchema", "true")
-        run = uuid.uuid4().hex
+        newest = self.version()
+        same = newest is not None and _shape(self.read_all(newest)) == _shape(rows)
+        options = {} if same else {"overwriteSchema": "true", "delta.enableDeletionVectors": "true"}
+        return self._written(rows, note, after=newest, mode="overwrite", **options)
+
+    def append(self, rows: DataFrame, note: Note, *, after: int) -> int:
+        return self._written(rows, note, after=after, mode="append")
+
+    def replace_span(self, rows: DataFrame, note: Note, *, span: Span, after: int) -> int:
+        return self._written(rows, note, after=after, mode="overwrite", replaceWhere=span.condition)
+
+    def merge(self, rows: DataFrame, note: Note, *, on: Sequence[str], after: int) -> int:
+        same = " AND ".join(f"t.`{name}` <=> r.`{name}`" for name in on)
+        into = f"MERGE INTO delta.`{self.uri}` t USING {{rows}} r ON {same}"
+        # SQL has no other way to give a commit its note and its place in the row of transactions
+        conf = {f"spark.databricks.delta.{name}": value for name, value in self._transaction(note, after).items()}
+        with self._refusing(), _ONE_MERGE, _staged(self, rows) as staged:
+            before = {name: self.spark.conf.get(name, None) for name in conf}
+            try:
+                for name, value in conf.items():
+                    self.spark.conf.set(name, value)
+                self.spark.sql(f"{into} WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *", rows=staged)
+            finally:
+                for name, known in before.items():
+                    self.spark.conf.unset(name) if known is None else self.spark.conf.set(name, known)
+        return self._version_of(conf["spark.databricks.delta.commitInfo.userMetadata"], after)
+
+    def _written(self, rows: DataFrame, note: Note, *, after: int | None, **options: str) -> int:
+        mode = options.pop("mode")
+        told = self._transaction(note, after)
+        writer = rows.write.format("delta").mode(mode).option("maxRecordsPerFile", ROWS_A_FILE).options(**options)
+        for name, value in told.items():
+            writer = writer.option(name.rpartition(".")[2], value)
+        with self._refusing():
+            writer.save(self.uri)
+        return self._version_of(told["commitInfo.userMetadata"], after)
+
+    def _transaction(self, note: Note, after: int | None) -> dict[str, str]:
+        """Delta skips a write whose transaction number is not new, and fails one of two that race for it."""
+        return {
+            "commitInfo.userMetadata": json.dumps({**note, "commit": uuid.uuid4().hex}),
+            "write.txnAppId": "tidemark",
+            "write.txnVersion": str(0 if after is None else after + 1),
+        }
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
         try:
-            writer.option("userMetadata", json.dumps({**note, "commit": run})).save(self.uri)
+            yield
         except Exception as error:
             if not _DELTA_CONFLICT.search(str(error)):
                 raise
-            hint = "run the job again; nothing of this run is in the table"
-            raise LakeError(f"Table '{self.uri}'", "another run wrote a version meanwhile", hint=hint) from error
-        return self._version_of(run)
+            raise self._conflict() from error
 
-    def _version_of(self, run: str) -> int:
+    def _conflict(self) -> LakeError:
+        hint = "run the job again; nothing of this run is in the table"
+        return LakeError(f"Table '{self.uri}'", "another run wrote a version meanwhile", hint=hint)
+
+    def _version_of(self, metadata: str, after: int | None) -> int:
         """The version that this commit got; another writer may have committed since."""
+        run = json.loads(metadata)["commit"]
         newest = _existing(self, None)
-        return next(version for version in range(newest, -1, -1) if self.note(version).get("commit") == run)
+        for version in range(newest, -1 if after is None else after, -1):
+            if self._own_note(version).get("commit") == run:
+                return version
+        raise self._conflict()  # skipped: the table had moved before it began
 
 
 @dataclass(frozen=True)
@@ -105,29 +212,66 @@ class ParquetOfflineTable:
         return _newest(self.files, joined(self.uri, "_tidemark"), r"(\d{8})\.json")
 
     def read(self, version: int | None = None) -> DataFrame:
+        return shown(self.read_all(version))
+
+    def read_all(self, version: int | None = None) -> DataFrame:
         manifest = self._manifest(_existing(self, version))
-        schema = StructType.fromJson(manifest["schema"])
-        paths = [joined(self.uri, file["path"]) for file in manifest["files"]]
+        return self._rows_of(manifest["files"], StructType.fromJson(manifest["schema"]))
+
+    def _rows_of(self, files: Sequence[Mapping[str, Any]], schema: StructType) -> DataFrame:
+        paths = [joined(self.uri, file["path"]) for file in files]
         return self.spark.read.schema(schema).parquet(*paths) if paths else self.spark.createDataFrame([], schema)
 
     def note(self, version: int) -> Note:
-        return dict(self._manifest(version)["note"])
+        found: Note = {}
+        while version > 0 and not found:
+            try:
+                found = dict(self._manifest(version)["note"])
+            except LakeError:  # removed by maintenance
+                return found
+            version -= 1
+        return found
 
     def replace(self, rows: DataFrame, note: Note) -> int:
-        number = (self.version() or 0) + 1
+        return self._committed(rows, note, kept=(), after=self.version())
+
+    def append(self, rows: DataFrame, note: Note, *, after: int) -> int:
+        return self._committed(rows, note, kept=self._manifest(after)["files"], after=after)
+
+    def replace_span(self, rows: DataFrame, note: Note, *, span: Span, after: int) -> int:
+        kept, touched = self._parted(after, span)
+        others = touched.where(f"NOT ({span.condition})")
+        return self._committed(others.unionByName(rows), note, kept=kept, after=after)
+
+    def merge(self, rows: DataFrame, note: Note, *, on: Sequence[str], after: int) -> int:
+        with _staged(self, rows) as staged:
+            ends = staged.agg(F.unix_micros(F.min(EVENT_TIME)), F.unix_micros(F.max(EVENT_TIME))).collect()[0]
+            kept, touched = self._parted(after, Span((ends[0] or 0) - 1, ends[1] or 0))
+            same = [F.col(f"t.`{name}`").eqNullSafe(F.col(f"r.`{name}`")) for name in on]
+            others = touched.alias("t").join(staged.select(*on).alias("r"), same, "left_anti")
+            return self._committed(others.unionByName(staged), note, kept=kept, after=after)
+
+    def _parted(self, version: int, span: Span) -> tuple[list[dict[str, Any]], DataFrame]:
+        """The files of a version that hold nothing of the span, and the rows of the others."""
+        manifest = self._manifest(version)
+        kept = [
+            file
+            for file in manifest["files"]
+            if "oldest" in file and (file["newest"] <= span.after_us or file["oldest"] > span.until_us)
+        ]
+        touched = [file for file in manifest["files"] if file not in kept]
+        return kept, self._rows_of(touched, StructType.fromJson(manifest["schema"]))
+
+    def _committed(self, rows: DataFrame, note: Note, *, kept: Sequence[Mapping[str, Any]], after: int | None) -> int:
+        number = (after or 0) + 1
         folder = f"data/{uuid.uuid4().hex}"
         try:
-            rows.write.parquet(joined(self.uri, folder))
+            rows.write.option("maxRecordsPerFile", ROWS_A_FILE).parquet(joined(self.uri, folder))
+            data = self._data_files(folder, rows.schema)
         except BaseException:  # Ctrl-C too
             self.files.delete(joined(self.uri, folder))
             raise
-        written = self.files.list_files(joined(self.uri, folder))
-        data = [file for file in written if file.path.endswith(".parquet")]
-        manifest = {
-            "files": [{"path": f"{folder}/{file.path}", "bytes": file.size} for file in data],
-            "schema": json.loads(rows.schema.json()),
-            "note": dict(note),
-        }
+        manifest = {"files": [*kept, *data], "schema": json.loads(rows.schema.json()), "note": dict(note)}
         try:
             self.files.create(self._manifest_uri(number), json.dumps(manifest, indent=1).encode())
         except FileExistsError as error:
@@ -135,6 +279,23 @@ class ParquetOfflineTable:
             hint = "run the job again; what this run wrote was removed"
             raise LakeError(f"Table '{self.uri}'", f"another run wrote version {number} first", hint=hint) from error
         return number
+
+    def _data_files(self, folder: str, schema: StructType) -> list[dict[str, Any]]:
+        """The files that were written, with the span of event_time that each holds."""
+        written = [file for file in self.files.list_files(joined(self.uri, folder)) if file.path.endswith(".parquet")]
+        found = [{"path": f"{folder}/{file.path}", "bytes": file.size} for file in written]
+        if EVENT_TIME not in schema.names or not written:
+            return found
+        times = [F.unix_micros(F.min(EVENT_TIME)).alias("oldest"), F.unix_micros(F.max(EVENT_TIME)).alias("newest")]
+        rows = self.spark.read.schema(schema).parquet(joined(self.uri, folder))
+        spans = {
+            row["name"]: row for row in rows.groupBy(F.col("_metadata.file_name").alias("name")).agg(*times).collect()
+        }
+        for file in found:
+            name = str(file["path"]).rpartition("/")[2]
+            if (span := spans.get(name)) and span["oldest"] is not None:
+                file |= {"oldest": span["oldest"], "newest": span["newest"]}
+        return found
 
     def _manifest(self, version: int) -> dict[str, Any]:
         try:
@@ -145,6 +306,28 @@ class ParquetOfflineTable:
 
     def _manifest_uri(self, version: int) -> str:
         return joined(self.uri, "_tidemark", f"{version:08d}.json")
+
+
+@contextmanager
+def _staged(table: DeltaOfflineTable | ParquetOfflineTable, rows: DataFrame) -> Iterator[DataFrame]:
+    """The rows, computed once and kept in files until the end: a merge reads them several times."""
+    uri = joined(table.uri, STAGING, uuid.uuid4().hex)
+    try:
+        rows.write.parquet(uri)
+        yield table.spark.read.schema(rows.schema).parquet(uri)
+    finally:
+        table.files.delete(uri)
+
+
+def _shape(rows: DataFrame) -> list[tuple[str, str]]:
+    return [(field.name, field.dataType.simpleString()) for field in rows.schema.fields]
+
+
+def clustered_by(schema: StructType) -> list[str]:
+    """What maintenance clusters a Delta table by: event_time, then the keys, which stand before it. Compute writes in
+    that order already, within each task. Only types of which Delta keeps a file's least and greatest value."""
+    keys = schema.fields[: schema.names.index(EVENT_TIME)]
+    return [EVENT_TIME, *(key.name for key in keys if key.dataType.typeName() in _ORDERED)][:_MOST_CLUSTERED]
 
 
 def _newest(files: FileStore, folder: str, pattern: str) -> int | None:

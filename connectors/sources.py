@@ -22,6 +22,7 @@ from pyspark.sql.types import StringType, StructType
 from connectors.file_store import FileStore, open_file_store
 from connectors.lakes import Lakes, joined
 from connectors.offline_tables import OfflineTable
+from connectors.source_changes import Added, State
 from connectors.spark_errors import data_errors
 from feature_defs import data_types
 from feature_defs.errors import DataError, LakeError, listed, near_miss
@@ -44,14 +45,21 @@ class SourceRows:
     extra_columns: tuple[str, ...]
 
 
-def read_source(spark: SparkSession, source: Source, lakes: Lakes) -> SourceRows:
-    """The source's rows with the declared columns first to last; DataError when they are not what was declared."""
+def read_source(
+    spark: SparkSession, source: Source, lakes: Lakes, *, state: State | None = None, added: Added | None = None
+) -> SourceRows:
+    """The source's rows with the declared columns first to last; DataError when they are not what was declared.
+
+    `state` reads the source as it was then, so that a run sees one source however long it takes; `added` only its
+    files, of which there may be none.
+    """
     subject = f"Source '{source.name}'"
     uri = lakes.uri(source.path)
     try:
         with data_errors(subject):
-            found = _loaded(spark, source, uri)
-            empty = found.isEmpty()
+            found = _loaded(spark, source, uri, state or {})
+            empty = added is None and found.isEmpty()
+            found = found if added is None else added.rows(found)
     except AnalysisException as error:
         raise _unreadable(subject, uri, source, error) from error
     if empty:
@@ -66,14 +74,17 @@ def read_source(spark: SparkSession, source: Source, lakes: Lakes) -> SourceRows
     return SourceRows(found.select(*columns, unreadable.alias(UNREADABLE)), extra)
 
 
-def _loaded(spark: SparkSession, source: Source, uri: str) -> DataFrame:
+def _loaded(spark: SparkSession, source: Source, uri: str, state: State) -> DataFrame:
     reader = spark.read.format(source.format).options(**_READ_OPTIONS.get(source.format, {}))
+    if state.get("kind") == "delta":
+        reader = reader.option("versionAsOf", state["version"])
     if source.format == "csv":
         header = spark.read.option("header", "true").csv(uri).columns
         reader = reader.schema(_csv_schema(source, header).add(UNREADABLE, StringType()))
     elif source.format == "json":
         reader = reader.schema(_struct(source.schema or {}).add(UNREADABLE, StringType()))
-    return reader.load(uri)
+    names = [] if state.get("kind") != "files" else [name for name in state["files"] if not uri.endswith(f"/{name}")]
+    return reader.option("basePath", uri).load([joined(uri, name) for name in names]) if names else reader.load(uri)
 
 
 def _csv_schema(source: Source, header: Sequence[str]) -> StructType:

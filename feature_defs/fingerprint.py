@@ -61,7 +61,10 @@ def _sql(text: str | None) -> str | None:
 
 def _value(expression: str | Aggregate | None) -> Any:
     if isinstance(expression, Aggregate):
-        return [expression.function, _sql(expression.column), expression.window, _sql(expression.where)]
+        said = [expression.function, _sql(expression.column), expression.window, _sql(expression.where)]
+        more = {"by": _sql(expression.by), "k": expression.k, "q": expression.q}
+        more = {name: value for name, value in more.items() if value is not None}
+        return [*said, more] if more else said
     return _sql(expression)
 
 

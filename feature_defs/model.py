@@ -18,6 +18,8 @@ FEATURE_KINDS = ("numerical", "categorical")
 SEVERITIES = ("warn", "quarantine", "stop")
 EVENT_TIME = "event_time"
 CREATED_TIME = "created_time"
+HIDDEN = "_tidemark_"  # what a column of ours begins with in an offline table; no column of a user does
+REJECTED = HIDDEN + "rejected"  # why a row is in the quarantine, null for a good one
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A function over an entity's rows in (t - window, t]; no window means its whole life. `where` picks rows."""
+    """A function over an entity's rows in (t - window, t]; no window means its whole life. `where` picks rows.
+
+    `by` groups by a second column into a map. `k` is how many (last_k, top_k), `q` which quantile (0 to 1).
+    """
 
     function: str
     column: str | None = None
     window: str | None = field(default=None, kw_only=True)
     where: str | None = field(default=None, kw_only=True)
+    by: str | None = field(default=None, kw_only=True)
+    k: int | None = field(default=None, kw_only=True)
+    q: float | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """compute: sources -> offline tables.
 
-    read the source -> mark bad rows -> features -> expectations -> replace the offline table, quarantine the bad rows
+    read the source -> mark bad rows -> features -> expectations -> write the offline table, quarantine the bad rows
 
-Each group's table changes whole or not at all; running again gives the same rows.
+What was added to the source since the last run is found by its Delta version or list of files, which the table's note
+keeps in the same commit as the rows: so every row of the source counts once, however often a run is repeated or killed.
 """
 
 from __future__ import annotations
@@ -10,48 +11,18 @@ from __future__ import annotations
 import argparse
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import cast
 
-from pyspark.sql import DataFrame, Observation
-from pyspark.sql import functions as F
-
-from connectors.file_store import check_writable, open_file_store
-from connectors.offline_tables import OfflineTable
-from connectors.registry import Snapshot
-from connectors.sources import read_source
 from connectors.spark_errors import data_errors
 from feature_defs import durations
-from feature_defs.errors import DataError, TidemarkError
-from feature_defs.fingerprint import transform_digest
-from feature_defs.loading import load
-from feature_defs.model import EVENT_TIME, Expectation, FeatureGroup, Source
+from feature_defs.errors import TidemarkError, UsageError
 from jobs import arguments
-from jobs.place import Place, chosen_groups, new_run, now_us, time_of
+from jobs.group_run import Backfill, ComputedGroup, compute_group
+from jobs.place import Place, chosen_groups, new_run, now_us
 from jobs.report import counted, step, table
-from jobs.transforms.expectations import STOPPED, broken, checked, rules_of
-from jobs.transforms.features import feature_rows, grid_end
-from jobs.transforms.rows import REJECTED, clocked, filtered, marked, quoted, transformed
 
-MOST_GRID_POINTS = 1_000_000  # a century of hours; one stray row of the year 1 must not become millions of rows
-
-
-@dataclass(frozen=True)
-class ComputedGroup:
-    """One group's result. `table_version` is the offline table's, `version` the group's."""
-
-    group: str
-    version: int
-    table_version: int
-    rows: int
-    rejected: int
-    seconds: float
-    extra_columns: tuple[str, ...]
-    empty_columns: tuple[str, ...]
-    future_rows: int
-    broken_rules: dict[str, int]
+CHUNK = "30d"
 
 
 @dataclass(frozen=True)
@@ -65,8 +36,10 @@ class ComputeReport:
     exit_code: int = 0
 
     def text(self) -> str:
-        lines = [(f"{g.group} v{g.version}", g.rows, g.rejected, g.table_version, g.seconds) for g in self.groups]
-        told = [table(["group", "rows", "rejected", "table version", "seconds"], lines)]
+        lines = [
+            (f"{g.group} v{g.version}", g.how, g.rows, g.rejected, g.table_version, g.seconds) for g in self.groups
+        ]
+        told = [table(["group", "computed", "rows", "rejected", "table version", "seconds"], lines)]
         for group in self.groups:
             if group.extra_columns:
                 told.append(
@@ -84,8 +57,22 @@ class ComputeReport:
         return "\n".join([*told, f"{total} (run {self.run}, registry snapshot {self.snapshot})"])
 
 
-def compute(place: Place, groups: Sequence[str] = (), *, now: datetime.datetime | None = None) -> ComputeReport:
-    """Compute these groups (none: all that are not deprecated). `now` closes the grid of groups with `every`."""
+def compute(
+    place: Place,
+    groups: Sequence[str] = (),
+    *,
+    now: datetime.datetime | None = None,
+    full: bool = False,
+    start: datetime.datetime | None = None,
+    end: datetime.datetime | None = None,
+    chunk: str = CHUNK,
+) -> ComputeReport:
+    """Compute these groups (none: all that are not deprecated). `now` closes the grid of groups with `every`.
+
+    Where a group's source only grew since its last run, only what that adds or changes is computed; `full` computes
+    all of it. `start` and `end` compute the event times in (start, end] anew, a commit a `chunk`.
+    """
+    backfill = _backfill(start, end, chunk, full=full)
     started = time.monotonic()
     snapshot = place.applied()
     run = new_run()
@@ -94,7 +81,7 @@ def compute(place: Place, groups: Sequence[str] = (), *, now: datetime.datetime 
     for group in chosen:
         try:
             with step(f"compute {group.name}"), data_errors(f"FeatureGroup '{group.name}'"):
-                found.append(_compute_group(place, snapshot, group, run, now_us(now)))
+                found.append(compute_group(place, snapshot, group, run, now=now_us(now), full=full, backfill=backfill))
         except TidemarkError as error:  # noqa: PERF203 - one group's fault must not keep the others from being computed
             if len(chosen) == 1:
                 raise
@@ -110,6 +97,20 @@ def compute(place: Place, groups: Sequence[str] = (), *, now: datetime.datetime 
     if failed:
         raise GroupsFailed(failed, report)
     return report
+
+
+def _backfill(
+    start: datetime.datetime | None, end: datetime.datetime | None, chunk: str, *, full: bool
+) -> Backfill | None:
+    if start is None and end is None:
+        return None
+    if start is None or end is None or full or start >= end:
+        problem = "--full computes all" if full else "needs --start and --end, the earlier first"
+        raise UsageError("Option --start", problem, hint="write --start 2026-01-01 --end 2026-02-01, without --full")
+    try:
+        return Backfill(now_us(start), now_us(end), durations.microseconds(chunk))
+    except durations.DurationFault as fault:
+        raise UsageError("Option --chunk", str(fault), hint="write --chunk 7d") from fault
 
 
 class GroupsFailed(TidemarkError):
@@ -130,140 +131,23 @@ class GroupsFailed(TidemarkError):
         return {**super().as_plain(), "failed": failed, "report": asdict(self.report)}
 
 
-def _compute_group(place: Place, snapshot: Snapshot, group: FeatureGroup, run: str, now: int) -> ComputedGroup:
-    started = time.monotonic()
-    definitions = snapshot.definitions
-    source, entity = definitions.source_of(group), definitions.entity_of(group)
-    raw = read_source(place.spark, source, place.lakes)
-    kept = transformed(filtered(raw.rows, source), _transform(place, group))
-    rows = marked(clocked(kept, source), entity)
-    told = _inspected(rows, source, group, now)
-    rules = rules_of(group)
-    _check_writable(place, group, quarantine=told.bad > 0 or any(rule.severity == "quarantine" for rule in rules))
-    good = rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
-    until = _grid_end(group, told, now) if group.every else now
-    features = checked(feature_rows(good, group, entity, until_us=until), rules)
-    note = {"run": run, "verb": "compute", "group": group.name, "fingerprint": snapshot.fingerprint(group.name)}
-    written, version = _write(place.table(group), features, rules, {**note, "snapshot": snapshot.number})
-    rejected = told.bad + written["rejected"]
-    _quarantine(place.quarantine(group), rejected, [rows, features], {**note, "verb": "quarantine"})
-    return ComputedGroup(
-        group=group.name,
-        version=group.version,
-        table_version=version,
-        rows=written["rows"] - written["rejected"],
-        rejected=rejected,
-        seconds=round(time.monotonic() - started, 3),
-        extra_columns=raw.extra_columns,
-        empty_columns=told.empty_columns,
-        future_rows=told.future,
-        broken_rules={rule.name: written[f"rule_{number}"] for number, rule in enumerate(rules)},
-    )
-
-
-def _transform(place: Place, group: FeatureGroup) -> Callable[[DataFrame], DataFrame] | None:
-    """The group's function from its file, only if that still says what was applied."""
-    if group.transform is None:
-        return None
-    written = load(Path(place.settings.definitions)).groups.get(group.name)
-    if written is None or transform_digest(written.transform) != transform_digest(group.transform):
-        problem = "its transform in the definition files is not the one that was applied"
-        raise DataError(f"FeatureGroup '{group.name}'", problem, hint="run `tidemark plan`, then `tidemark apply`")
-    return cast("Callable[[DataFrame], DataFrame]", written.transform)  # from a file it is a function, no reference
-
-
-@dataclass(frozen=True)
-class _Inspected:
-    """What one pass over a source's rows tells: bad ones, ones after now, the span of the others (microseconds)."""
-
-    bad: int
-    future: int
-    oldest: int
-    newest: int
-    empty_columns: tuple[str, ...]
-
-
-def _inspected(rows: DataFrame, source: Source, group: FeatureGroup, now: int) -> _Inspected:
-    """Look at the rows before anything is written; DataError when no row is good."""
-    good = F.col(REJECTED).isNull()
-    time = F.unix_micros(EVENT_TIME)
-    past = F.when(good & (time <= now), time)
-    # json has no header: a column that was renamed only shows in that nobody has it
-    watched = [name for name in source.schema or () if source.format == "json" and name in rows.columns]
-    filled = [F.count(F.col(name)).alias(f"filled_{number}") for number, name in enumerate(quoted(watched))]
-    future = F.count(F.when(good & (time > now), 1))
-    read, bad, after, oldest, newest, *counts = rows.agg(
-        F.count("*"), F.count(REJECTED), future, F.min(past), F.max(past), *filled
-    ).collect()[0]
-    if read == bad:
-        reasons = rows.groupBy(REJECTED).count().orderBy(F.desc("count")).limit(3).collect()
-        told = ", ".join(f"{row[REJECTED]} ({row['count']:,})" for row in reasons) or "the source's filter keeps none"
-        hint = "look at the source and at the definition's keys, event_time and schema; the offline table is as it was"
-        raise DataError(f"FeatureGroup '{group.name}'", f"no row of {read:,} can be used: {told}", hint=hint)
-    empty = tuple(name for name, count in zip(watched, counts, strict=True) if not count)
-    return _Inspected(bad, after, now if oldest is None else oldest, now if newest is None else newest, empty)
-
-
-def _grid_end(group: FeatureGroup, told: _Inspected, now: int) -> int:
-    """The last grid point; DataError when an entity would get an absurd number of them from one stray row."""
-    every = group.every or ""
-    until = grid_end(told.newest, now, every)
-    points = (until - told.oldest) // durations.microseconds(every)
-    if points > MOST_GRID_POINTS:
-        oldest = time_of(told.oldest)
-        problem = f"every={every} from its oldest row, of {oldest:%Y-%m-%d}, is {points:,} points for one entity"
-        hint = "drop stray rows with the source's filter=, or make the grid coarser; nothing was written"
-        raise DataError(f"FeatureGroup '{group.name}'", problem, hint=hint)
-    return until
-
-
-def _check_writable(place: Place, group: FeatureGroup, *, quarantine: bool) -> None:
-    """Both tables, before either is written: a job must not end between the two."""
-    for target in [place.table(group), *([place.quarantine(group)] if quarantine else [])]:
-        check_writable(open_file_store(target.uri), target.uri)
-
-
-def _write(
-    target: OfflineTable, features: DataFrame, rules: Sequence[Expectation], note: dict[str, object]
-) -> tuple[dict[str, int], int]:
-    """Counts and the table's new version, from one pass."""
-    counts = [F.count(F.when(broken(rule), 1)).alias(f"rule_{number}") for number, rule in enumerate(rules)]
-    observed = Observation()
-    counted_rows = features.observe(
-        observed, F.count(F.lit(1)).alias("rows"), F.count(REJECTED).alias("rejected"), *counts
-    )
-    try:
-        version = target.replace(counted_rows.where(F.col(REJECTED).isNull()).drop(REJECTED), note)
-    except Exception as error:
-        if STOPPED not in str(error):
-            raise
-        rule = str(error).split(STOPPED, 1)[1].split("\n")[0].split(" SQLSTATE")[0].strip(" '\"")
-        problem = f"expectation '{rule}' of severity stop is broken"
-        hint = "correct the source, or the rule; the offline table is as it was"
-        raise DataError(f"FeatureGroup '{note['group']}'", problem, hint=hint) from error
-    return observed.get, version
-
-
-def _quarantine(target: OfflineTable, rejected: int, parts: Sequence[DataFrame], note: dict[str, object]) -> None:
-    """Keep the rejected rows with their reasons; a table with rows of an earlier run is emptied once all is well."""
-    if rejected or target.version() is not None:
-        kept = [
-            part.where(F.col(REJECTED).isNotNull()).select(
-                F.col(REJECTED).alias("reason"),
-                F.to_json(F.struct(*quoted(name for name in part.columns if name != REJECTED))).alias("row"),
-            )
-            for part in parts
-        ]
-        target.replace(kept[0].unionByName(kept[1]), note)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_groups(parser)
     arguments.add_now(parser, "the time at which grid cells count as over (default: the clock)")
 
+    parser.add_argument("--full", action="store_true", help="compute all of it, not only what was added to the source")
+
+    parser.add_argument(
+        "--start", type=arguments.moment, metavar="TIME", help="backfill: compute event times after this anew"
+    )
+    parser.add_argument("--end", type=arguments.moment, metavar="TIME", help="backfill: up to this and with it")
+    parser.add_argument(
+        "--chunk", default=CHUNK, metavar="DURATION", help=f"backfill: how much a commit holds (default: {CHUNK})"
+    )
+
 
 def run(place: Place, args: argparse.Namespace) -> ComputeReport:
-    return compute(place, args.groups, now=args.now)
+    return compute(place, args.groups, now=args.now, full=args.full, start=args.start, end=args.end, chunk=args.chunk)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ Null is None everywhere, and lies before every value in an order, as it does in 
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,18 +91,38 @@ class Event:
     keys: Keys
     time: int
     created: int | None
-    value: int | None
+    value: Any
     counts: bool
+    kind: str | None = None
 
 
-def aggregate(function: str, events: Sequence[Event], time: int, window: int | None, *, filtered: bool) -> Any:
-    """The value over (time - window, time]."""
+def aggregate(
+    function: str,
+    events: Sequence[Event],
+    time: int,
+    window: int | None,
+    *,
+    filtered: bool,
+    by: bool = False,
+    **numbers: Any,
+) -> Any:
+    """The value over (time - window, time], or by=True a value for each kind."""
     inside = [e for e in events if e.time <= time and (window is None or e.time > time - window)]
     chosen = [e for e in inside if e.value is not None and (e.counts or not filtered)]
+    if by:
+        kinds = {e.kind for e in chosen if e.kind is not None}
+        return {kind: value_of(function, [e for e in chosen if e.kind == kind], **numbers) for kind in kinds} or None
+    return value_of(function, chosen, **numbers)
+
+
+def value_of(function: str, chosen: Sequence[Event], k: int = 0, q: float = 0) -> Any:
+    """One function over the rows that count."""
     in_order = [e.value for e in sorted(chosen, key=lambda e: (e.time, null_first(e.created), e.value))]
     match function:
         case "count":
             return len(in_order)
+        case "distinct" | "approx_distinct":
+            return len(set(in_order))
         case _ if not in_order:
             return None
         case "sum":
@@ -109,8 +131,26 @@ def aggregate(function: str, events: Sequence[Event], time: int, window: int | N
             return sum(in_order) / len(in_order)
         case "min" | "max":
             return (min if function == "min" else max)(in_order)
+        case "variance" | "stddev":
+            spread = getattr(statistics, {"variance": "variance", "stddev": "stdev"}[function])
+            return spread(in_order) if len(in_order) > 1 else None
+        case "last_k":
+            return in_order[::-1][:k]
+        case "top_k":
+            return sorted(set(in_order), key=lambda value: (-in_order.count(value), value))[:k]
+        case "quantile":
+            return sorted(in_order)[max(math.ceil(q * len(in_order)), 1) - 1]
         case _:
             return in_order[{"first": 0, "last": -1}[function]]
+
+
+def alike(found: Any, expected: Any) -> bool:
+    """Equal; a double to what its function promises: a quantile to one part in a hundred."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        return found.keys() == expected.keys() and all(alike(found[key], expected[key]) for key in expected)
+    if isinstance(found, float) and expected is not None:
+        return math.isclose(found, expected, rel_tol=0.0101, abs_tol=1e-9)
+    return bool(found == expected)
 
 
 def newest_created(events: Sequence[Event], time: int, window: int | None) -> int | None:

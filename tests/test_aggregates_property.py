@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from typing import Any
@@ -29,25 +30,58 @@ UNTIL = 15 * SECOND
 TIMES = [0, 1, SECOND, 4 * SECOND, 5 * SECOND, 5 * SECOND + 1, 6 * SECOND, 10 * SECOND, 10 * SECOND + 1, 15 * SECOND]
 LATE = [15 * SECOND + 1, 17 * SECOND, 40 * SECOND]
 TIME = pa.timestamp("us", tz="UTC")
-TYPES = {"count": "bigint", "avg": "double"}
+# each function with its own arguments and its type
+CALLS: dict[str, tuple[dict[str, Any], str]] = {
+    "count": ({}, "bigint"),
+    "sum": ({}, "bigint"),
+    "avg": ({}, "double"),
+    "min": ({}, "bigint"),
+    "max": ({}, "bigint"),
+    "variance": ({}, "double"),
+    "stddev": ({}, "double"),
+    "first": ({}, "bigint"),
+    "last": ({}, "bigint"),
+    "last_k": ({"k": 2}, "array<bigint>"),
+    "distinct": ({}, "bigint"),
+    "approx_distinct": ({}, "bigint"),
+    "top_k": ({"k": 2}, "array<bigint>"),
+    "quantile": ({"q": 0.5}, "double"),
+}
 
-# (name, function, window, filtered): the last picks rows by a condition
-MEASURES = [
-    (f"{function}_{window or 'life'}_{'some' if filtered else 'all'}", function, window, filtered)
-    for function, window, filtered in product(AGGREGATES, WINDOWS, (False, True))
+
+@dataclass(frozen=True)
+class Called:
+    """A feature of the test: a function over a window, perhaps of chosen rows, perhaps by a second column."""
+
+    function: str
+    window: str | None
+    filtered: bool = False
+    by: str | None = None
+
+    @property
+    def name(self) -> str:
+        return "_".join(filter(None, [self.function, self.window or "life", self.by, "some" if self.filtered else ""]))
+
+    @property
+    def feature(self) -> Feature:
+        arguments, kind = CALLS[self.function]
+        where = "counts" if self.filtered else None
+        call = Aggregate(self.function, "value", window=self.window, where=where, by=self.by, **arguments)
+        return Feature(self.name, f"map<string,{kind}>" if self.by else kind, call)
+
+
+CALLED = [
+    *(Called(function, window) for function, window in product(AGGREGATES, WINDOWS)),
+    *(Called(function, window, filtered=True) for function, window in product(AGGREGATES, (None, "10s"))),
+    *(
+        Called(function, window, by="kind")
+        for function, window in product([n for n, row in AGGREGATES.items() if row.can_be_keyed], (None, "10s"))
+    ),
 ]
 
 
 def group(every: str | None, windows: tuple[str | None, ...] = WINDOWS) -> FeatureGroup:
-    features = [
-        Feature(
-            name,
-            TYPES.get(function, "bigint"),
-            Aggregate(function, "value", window=window, where="counts" if filtered else None),
-        )
-        for name, function, window, filtered in MEASURES
-        if window in windows
-    ]
+    features = [called.feature for called in CALLED if called.window in windows]
     return FeatureGroup("g", entity=ENTITY, source="s", every=every, features=features)
 
 
@@ -63,15 +97,18 @@ def events() -> list[oracle.Event]:
         for _ in range(draw.randint(1, 9)):
             value = draw.choice([None, 0, 1, 2, 3])
             name, time, created = draw.choice("xy"), draw.choice(pool), draw.choice([None, 1, 2, 50])
-            found.append(oracle.Event((case, name), time, created, value, draw.random() < 0.6))
+            kind = draw.choice([None, "p", "q", "r"])
+            found.append(oracle.Event((case, name), time, created, value, draw.random() < 0.6, kind))
     return found
 
 
 def frame(spark: SparkSession) -> DataFrame:
-    rows = [(*e.keys, e.time, e.created, e.value, e.counts) for e in events()]
-    case, name, time, created, value, counts = zip(*rows, strict=True)
+    rows = [(*e.keys, e.time, e.created, e.value, e.counts, e.kind) for e in events()]
+    case, name, time, created, value, counts, kind = zip(*rows, strict=True)
     clocks = {"event_time": pa.array(time, TIME), "created_time": pa.array(created, TIME)}
-    return spark.createDataFrame(pa.table({"case": case, "name": name, **clocks, "value": value, "counts": counts}))
+    return spark.createDataFrame(
+        pa.table({"case": case, "name": name, **clocks, "value": value, "counts": counts, "kind": kind})
+    )
 
 
 def check(
@@ -89,11 +126,21 @@ def check(
     own = oracle.by_entity(seen)
     for (keys, at), row in answers.items():
         assert row["created"] == oracle.newest_created(own[keys], at, longest), (keys, at)
-        for name, function, window, filtered in MEASURES:
-            if name in row:
-                length = microseconds(window) if window else None
-                expected = oracle.aggregate(function, own[keys], at, length, filtered=filtered)
-                assert row[name] == expected, (keys, at, name, own[keys])
+        for called in CALLED:
+            if called.name in row:
+                length = microseconds(called.window) if called.window else None
+                arguments, _ = CALLS[called.function]
+                expected = oracle.aggregate(
+                    called.function,
+                    own[keys],
+                    at,
+                    length,
+                    filtered=called.filtered,
+                    by=called.by is not None,
+                    **arguments,
+                )
+                found_value = dict(row[called.name]) if called.by and row[called.name] is not None else row[called.name]
+                assert oracle.alike(found_value, expected), (keys, at, called, found_value, expected, own[keys])
 
 
 @pytest.mark.parametrize("windows", [WINDOWS, ("5s", "10s")])

@@ -463,7 +463,7 @@ def test_source_without_a_usable_row_is_refused_with_the_reasons(place: Place, t
         (
             Feature("x", "double", Aggregate("avg", "amountt")),
             "Feature 'spend.x'",
-            "expression `(amountt )`: [UNRESOLVED_COLUMN",
+            "expression `amountt`: [UNRESOLVED_COLUMN",
         ),
         (Feature("x", "bigint", Aggregate("sum", "amount")), "Feature 'spend.x'", "is declared bigint, but"),
         (

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from feature_defs.model import Expectation, FeatureGroup
-from jobs.transforms.rows import REJECTED
+from feature_defs.model import REJECTED, Expectation, FeatureGroup
 
 STOPPED = "tidemark expectation broken: "
 

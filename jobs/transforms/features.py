@@ -1,41 +1,92 @@
 """Rows with clocks -> feature rows: keys, event_time, created_time, then the group's features in order.
 
-row level       expressions over the row                                 -> one of equal (keys, clocks)
-at every event  aggregates over (t - window, t] at each event, then expressions over them
-on a grid       tiles -> states merged over each window at each grid point, then expressions over them
+row level   expressions over the row, one of equal (keys, clocks)
+aggregates  tiles -> states merged over each window, at every event or on a grid, then expressions over them
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from feature_defs import data_types, durations, expressions
-from feature_defs.aggregates import AGGREGATES
 from feature_defs.errors import DataError
-from feature_defs.model import CREATED_TIME, EVENT_TIME, Aggregate, Entity, Feature, FeatureGroup
+from feature_defs.model import CREATED_TIME, EVENT_TIME, HIDDEN, REJECTED, Aggregate, Entity, Feature, FeatureGroup
 from jobs.transforms.rows import quoted, reason
-
-_ORDER = f"struct({EVENT_TIME}, {CREATED_TIME})"
-_TIME, _CELL, _CREATED = "_tidemark_time", "_tidemark_cell", "_tidemark_created"
+from jobs.transforms.tiles import advanced_rows, group_rows, plan_of, tiles_of
 
 
-def feature_rows(rows: DataFrame, group: FeatureGroup, entity: Entity, *, until_us: int) -> DataFrame:
-    """The group's feature rows. A grid ends at `until_us`; rows after it belong to a cell that is not over yet."""
+def feature_rows(
+    rows: DataFrame, group: FeatureGroup, entity: Entity, *, until_us: int, after_us: int | None = None
+) -> DataFrame:
+    """The group's feature rows. A grid ends at `until_us`; rows after it belong to a cell that is not over yet.
+
+    With `after_us` only rows of (after, until]: the same as those of a full run.
+    """
     keys = list(entity.keys)
+    time = F.unix_micros(EVENT_TIME)
+    if after_us is not None:
+        rows = rows.where(time <= until_us)
     if not group.aggregates:
-        return _one_of_equals(_evaluated(rows, group, keys), group, keys)
+        chosen = rows if after_us is None else rows.where(time > after_us)
+        return _one_of_equals(_evaluated(chosen, group, keys), group, keys)
     try:
-        if group.every is None:
-            aggregated = _at_every_event(rows, group, keys)
-        else:
-            aggregated = _on_grid(rows, group, keys, until_us=until_us)
+        plan = plan_of(rows, group, keys)
+        if after_us is not None and not plan.every and plan.longest is not None:
+            rows = rows.where(time > after_us - plan.longest)
+        aggregated = group_rows(tiles_of(rows, plan), plan, until_us=until_us, after_us=after_us)
     except AnalysisException as error:
         raise _first_aggregate_fault(rows, group) or error from error
     return _evaluated(aggregated, group, keys)
+
+
+def reach(rows: DataFrame, group: FeatureGroup, entity: Entity, changed_us: int) -> int | None:
+    """The oldest kept row that counts when rows from a time on are made again; None when any may."""
+    return plan_of(rows, group, list(entity.keys)).reach(changed_us) if group.aggregates else changed_us
+
+
+def changed_rows(
+    rows: DataFrame,
+    kept: DataFrame,
+    group: FeatureGroup,
+    entity: Entity,
+    *,
+    complete_us: int,
+    until_us: int,
+    oldest_us: int,
+    late: bool,
+) -> tuple[DataFrame, list[str]]:
+    """What new rows of the source add to a table or change in it, and the columns that name a row of the table.
+
+    `kept` is the table, complete to `complete_us`; the oldest new row that it must be changed for is of `oldest_us`.
+    """
+    keys = list(entity.keys)
+    if not group.aggregates:
+        new, clocks = _evaluated(rows, group, keys), [*keys, EVENT_TIME, CREATED_TIME]
+        if late:  # a row with the clocks of a kept one takes its place when its values are the greater
+            same = [F.col(f"k.{name}").eqNullSafe(F.col(f"n.{name}")) for name in clocks]
+            met = kept.select(*new.columns).alias("k").join(new.select(*clocks).alias("n"), same, "left_semi")
+            new = new.unionByName(met)
+        return _one_of_equals(new, group, keys), clocks
+    plan = plan_of(rows, group, keys)
+    near = kept if (bound := plan.reach(oldest_us)) is None else kept.where(F.unix_micros(EVENT_TIME) >= bound)
+    changed = advanced_rows(near, tiles_of(rows, plan), plan, complete_us=complete_us, until_us=until_us)
+    return _evaluated(changed, group, keys), [*keys, EVENT_TIME]
+
+
+def laid_out(rows: DataFrame, group: FeatureGroup, entity: Entity) -> DataFrame:
+    """Rows as the table keeps them: in the order of time, so that files and their parts cover short spans.
+
+    A row in quarantine is not kept, but for aggregates, where its tile still counts in later windows.
+    """
+    quarantines = any(rule.severity == "quarantine" for rule in group.expectations)
+    if not (group.aggregates and quarantines):
+        rows = rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
+    return rows.sortWithinPartitions(EVENT_TIME, *entity.keys)
 
 
 # expressions
@@ -54,8 +105,9 @@ def _evaluated(rows: DataFrame, group: FeatureGroup, keys: Sequence[str]) -> Dat
         _check_type(group, feature, natural[feature.name].dataType.simpleString())
     # a line of its own ends a comment behind the user's expression
     cast = [f"CAST({texts[f.name]}\n AS {data_types.parse(f.type).spark}) AS `{f.name}`" for f in features]
-    evaluated = rows.selectExpr(*quoted(clocks), *cast)
-    return evaluated.select(*clocks, *(feature.name for feature in group.features))
+    kept = [name for name in rows.columns if name.startswith(HIDDEN)] if group.aggregates else []
+    evaluated = rows.selectExpr(*quoted(clocks), *cast, *quoted(kept))
+    return evaluated.select(*clocks, *(feature.name for feature in group.features), *kept)
 
 
 def _text(feature: Feature) -> str:
@@ -141,118 +193,20 @@ def _one_of_equals(rows: DataFrame, group: FeatureGroup, keys: Sequence[str]) ->
 # aggregates
 
 
-def _measure(aggregate: Aggregate) -> tuple[str, str]:
-    """What an aggregate reads whatever its window: the function and its row value, null where it does not count."""
-    value = aggregate.column if aggregate.column is not None else "1"
-    return (
-        aggregate.function,
-        f"(CASE WHEN {aggregate.where}\n THEN {value}\n END)" if aggregate.where else f"({value}\n)",
-    )
-
-
 def _first_aggregate_fault(rows: DataFrame, group: FeatureGroup) -> DataError | None:
     """The first aggregate that Spark cannot resolve, found one by one only after all together failed."""
     for feature in group.aggregates:
         assert isinstance(feature.expression, Aggregate)
-        function, value = _measure(feature.expression)
-        states = AGGREGATES[function].prepare.values()
+        alone = replace(group, features=[feature])
         try:
-            _ = rows.selectExpr(*(state.format(x=value, order=_ORDER) for state in states)).schema
+            _ = tiles_of(rows, plan_of(rows, alone, [])).schema
         except AnalysisException as error:
-            return _unresolved(group, feature, " ".join(value.split()), error)
+            text = feature.expression.column or feature.expression.where or ""
+            return _unresolved(group, feature, " ".join(text.split()), error)
     return None
-
-
-def _states(group: FeatureGroup) -> dict[tuple[str, str], dict[str, str]]:
-    """State columns of each distinct measure: windows of one measure share its states."""
-    measures = dict.fromkeys(_measure(f.expression) for f in group.aggregates if isinstance(f.expression, Aggregate))
-    return {
-        measure: {state: f"_tidemark_s{number}_{state}" for state in AGGREGATES[measure[0]].prepare}
-        for number, measure in enumerate(measures)
-    }
-
-
-def _over(keys: Sequence[str], order: str, before: int | None) -> str:
-    """A frame of every row at most `before` earlier, rows at the same time included."""
-    start = "UNBOUNDED" if before is None else f"{before}L"
-    partition = ", ".join(quoted(keys))
-    return f"OVER (PARTITION BY {partition} ORDER BY {order} RANGE BETWEEN {start} PRECEDING AND CURRENT ROW)"
-
-
-def _longest(group: FeatureGroup) -> int | None:
-    """The longest window, None without a limit: created_time is the newest of the rows it could have read."""
-    windows = [f.expression.window for f in group.aggregates if isinstance(f.expression, Aggregate)]
-    return None if None in windows else max(durations.microseconds(window) for window in windows)
-
-
-def _finalized(group: FeatureGroup, per_window: dict[tuple[tuple[str, str], str | None], dict[str, str]]) -> list[str]:
-    """Each aggregate feature from the states of its window."""
-    found = []
-    for feature in group.aggregates:
-        aggregate = feature.expression
-        assert isinstance(aggregate, Aggregate)
-        states = per_window[_measure(aggregate), aggregate.window]
-        found.append(f"{AGGREGATES[aggregate.function].finalize.format(**states)} AS `{feature.name}`")
-    return found
-
-
-def _windows(group: FeatureGroup) -> list[tuple[tuple[str, str], str | None]]:
-    """Each distinct (measure, window) of the group."""
-    pairs = [
-        (_measure(f.expression), f.expression.window) for f in group.aggregates if isinstance(f.expression, Aggregate)
-    ]
-    return list(dict.fromkeys(pairs))
-
-
-def _at_every_event(rows: DataFrame, group: FeatureGroup, keys: Sequence[str]) -> DataFrame:
-    timed = rows.selectExpr("*", f"unix_micros({EVENT_TIME}) AS {_TIME}")
-    frames, per_window = [], {}
-    for number, (measure, window) in enumerate(_windows(group)):
-        function, value = measure
-        over = _over(keys, _TIME, durations.microseconds(window) - 1 if window else None)
-        per_window[measure, window] = {state: f"_tidemark_w{number}_{state}" for state in AGGREGATES[function].prepare}
-        for state, text in AGGREGATES[function].prepare.items():
-            frames.append(f"{text.format(x=value, order=_ORDER)} {over} AS _tidemark_w{number}_{state}")
-    longest = _longest(group)
-    created = f"max({CREATED_TIME}) {_over(keys, _TIME, longest - 1 if longest else None)} AS {_CREATED}"
-    # rows of one entity and time share every frame, so one of them stands for all
-    framed = timed.selectExpr(*quoted(keys), EVENT_TIME, created, *frames).dropDuplicates([*keys, EVENT_TIME])
-    return framed.selectExpr(*quoted(keys), EVENT_TIME, f"{_CREATED} AS {CREATED_TIME}", *_finalized(group, per_window))
 
 
 def grid_end(newest_us: int, now_us: int, every: str) -> int:
     """The last grid point: the end of the newest row's cell, or of the last cell that is over, whichever is first."""
     length = durations.microseconds(every)
     return min(newest_us + -newest_us % length, now_us - now_us % length)
-
-
-def _on_grid(rows: DataFrame, group: FeatureGroup, keys: Sequence[str], *, until_us: int) -> DataFrame:
-    every = durations.microseconds(group.every)
-    states = _states(group)
-    names = [name for columns in states.values() for name in columns.values()]
-    prepared = [
-        F.expr(AGGREGATES[function].prepare[state].format(x=value, order=_ORDER)).alias(name)
-        for (function, value), columns in states.items()
-        for state, name in columns.items()
-    ]
-    # 1 tiles: (keys, cell, states of the rows in (cell - every, cell])
-    cell = f"unix_micros({EVENT_TIME}) + pmod(-unix_micros({EVENT_TIME}), {every}L) AS {_CELL}"
-    celled = rows.selectExpr("*", cell).where(F.col(_CELL) <= F.lit(until_us))
-    tiles = celled.groupBy(*keys, _CELL).agg(F.max(CREATED_TIME).alias(_CREATED), *prepared)
-    # 2 points: each tile stands at its own cell and, empty, at every cell before the entity's next tile
-    following = f"lead({_CELL}) OVER (PARTITION BY {', '.join(quoted(keys))} ORDER BY {_CELL})"
-    spans = tiles.selectExpr("*", f"coalesce({following}, {until_us + every}L) - {every}L AS _tidemark_to")
-    points = spans.selectExpr("*", f"explode(sequence({_CELL}, _tidemark_to, {every}L)) AS {_TIME}").selectExpr(
-        *quoted(keys), _TIME, *(f"if({_TIME} = {_CELL}, {name}, null) AS {name}" for name in (_CREATED, *names))
-    )
-    # 3 merged: (keys, cell, state of each window), 4 the values
-    frames, per_window = [], {}
-    for number, (measure, window) in enumerate(_windows(group)):
-        over = _over(keys, _TIME, durations.microseconds(window) - every if window else None)
-        per_window[measure, window] = {state: f"_tidemark_w{number}_{state}" for state in states[measure]}
-        for state, name in states[measure].items():
-            frames.append(f"{AGGREGATES[measure[0]].merge[state]}({name}) {over} AS _tidemark_w{number}_{state}")
-    longest = _longest(group)
-    created = f"max({_CREATED}) {_over(keys, _TIME, longest - every if longest else None)} AS {CREATED_TIME}"
-    merged = points.selectExpr(*quoted(keys), f"timestamp_micros({_TIME}) AS {EVENT_TIME}", created, *frames)
-    return merged.selectExpr(*quoted(keys), EVENT_TIME, CREATED_TIME, *_finalized(group, per_window))

@@ -17,9 +17,8 @@ from pyspark.sql.types import DataType, DateType, TimestampType
 from connectors.sources import UNREADABLE
 from feature_defs import data_types
 from feature_defs.errors import DataError, listed, near_miss
-from feature_defs.model import CREATED_TIME, EVENT_TIME, Entity, Source
+from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED, Entity, Source
 
-REJECTED = "_tidemark_rejected"  # beside a source's own columns, so not a name that one would have
 _DAY_US = 86_400_000_000
 
 

@@ -1,0 +1,481 @@
+"""One group in one run of compute: all of its table, what was added to its source, a span of time, or nothing.
+
+    the table's note (definition, source then, complete to)  +  the source now  ->  Work  ->  rows  ->  a new version
+
+The note is in the same commit as the rows, so every row of the source counts once, however often a run is repeated,
+killed, or run twice at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from pyspark.sql import Column, DataFrame, Observation
+from pyspark.sql import functions as F
+
+from connectors.file_store import check_writable, open_file_store
+from connectors.offline_tables import OfflineTable, Span
+from connectors.registry import Snapshot
+from connectors.source_changes import Added, State, added_since
+from connectors.sources import read_source, source_state
+from feature_defs import durations
+from feature_defs.errors import DataError
+from feature_defs.fingerprint import transform_digest
+from feature_defs.loading import load
+from feature_defs.model import EVENT_TIME, HIDDEN, REJECTED, Entity, Expectation, FeatureGroup, Source
+from jobs.place import Place, time_of
+from jobs.report import step
+from jobs.transforms.expectations import STOPPED, broken, checked, rules_of
+from jobs.transforms.features import changed_rows, feature_rows, grid_end, laid_out, reach
+from jobs.transforms.rows import clocked, filtered, marked, quoted, transformed
+
+MOST_GRID_POINTS = 1_000_000  # a century of hours; one stray row of the year 1 must not become millions of rows
+FULL, ADDED, BACKFILL, NOTHING = "full", "added", "backfill", "nothing new"
+
+
+@dataclass(frozen=True)
+class ComputedGroup:
+    """One group's result. `table_version` is the offline table's, `version` the group's; `how` is full or added, `why`
+    says what made it full, `rows` are those that were written."""
+
+    group: str
+    version: int
+    how: str
+    why: str
+    table_version: int
+    rows: int
+    rejected: int
+    seconds: float
+    extra_columns: tuple[str, ...]
+    empty_columns: tuple[str, ...]
+    future_rows: int
+    broken_rules: dict[str, int]
+
+
+# what there is to do
+
+
+@dataclass(frozen=True)
+class Work:
+    """`why` says why all is computed. `added` are the source's new files, `complete` is what the table holds now."""
+
+    how: str
+    why: str = ""
+    added: Added | None = None
+    version: int | None = None
+    complete: _Complete | None = None
+
+
+def planned(
+    table: OfflineTable, group: FeatureGroup, fingerprint: str, state: Mapping[str, Any], uri: str, *, full: bool
+) -> Work:
+    """How much is to be computed, told without reading a row."""
+    version = table.version()
+    if version is None:
+        return Work(FULL, "its first run")
+    note = table.note(version)
+    if full:
+        return Work(FULL, "as asked", version=version)
+    if note.get("fingerprint") != fingerprint:
+        return Work(FULL, "its definition changed", version=version)
+    if "source" not in note:
+        return Work(FULL, "its table says nothing of the source", version=version)
+    if group.transform is not None:
+        return Work(FULL, "its transform may read any row", version=version)
+    added = added_since(note["source"], state, uri)
+    if added is None:
+        return Work(FULL, "its source did not only grow", version=version)
+    complete = _complete_of(note)
+    waits = complete.short_us is not None or (group.every and complete.pending)
+    return Work(ADDED if added.names or waits else NOTHING, added=added, version=version, complete=complete)
+
+
+# doing it
+
+
+@dataclass(frozen=True)
+class Backfill:
+    """Event times in (start, end] to compute anew from the source, a chunk a commit; microseconds UTC."""
+
+    start_us: int
+    end_us: int
+    chunk_us: int
+
+    def as_plain(self) -> dict[str, int]:
+        return {"start": self.start_us, "end": self.end_us, "chunk": self.chunk_us}
+
+
+def compute_group(
+    place: Place,
+    snapshot: Snapshot,
+    group: FeatureGroup,
+    run: str,
+    *,
+    now: int,
+    full: bool = False,
+    backfill: Backfill | None = None,
+) -> ComputedGroup:
+    """Bring a group's offline table up to its source."""
+    source = snapshot.definitions.source_of(group)
+    state = source_state(source, place.lakes)
+    fingerprint = snapshot.fingerprint(group.name)
+    note = {"run": run, "verb": "compute", "group": group.name, "fingerprint": fingerprint, "snapshot": snapshot.number}
+    job = _Job(place, snapshot, group, place.table(group), note, state, now, time.monotonic())
+    if backfill is not None:
+        return _backfilled(job, backfill)
+    work = planned(job.table, group, fingerprint, state, place.lakes.uri(source.path), full=full)
+    match work.how:
+        case "full":
+            return _compute_all(job, work)
+        case "added":
+            return _add(job, work)
+        case _:
+            return job.computed(work, _Written(0, 0, {}, work.version or 0))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One group in one run: what every step of it needs. `note` says who wrote, `_Complete` what of."""
+
+    place: Place
+    snapshot: Snapshot
+    group: FeatureGroup
+    table: OfflineTable
+    note: dict[str, Any]
+    state: State
+    now: int
+    started: float
+
+    @property
+    def source(self) -> Source:
+        return self.snapshot.definitions.source_of(self.group)
+
+    @property
+    def entity(self) -> Entity:
+        return self.snapshot.definitions.entity_of(self.group)
+
+    @property
+    def rules(self) -> tuple[Expectation, ...]:
+        return rules_of(self.group)
+
+    def rows(self, added: Added | None = None) -> tuple[DataFrame, tuple[str, ...]]:
+        """The source's rows with clocks and reasons for rejection, and the columns that its schema lacks."""
+        raw = read_source(self.place.spark, self.source, self.place.lakes, state=self.state, added=added)
+        kept = transformed(filtered(raw.rows, self.source), _transform(self.place, self.group))
+        return marked(clocked(kept, self.source), self.entity), raw.extra_columns
+
+    def said(self, complete: _Complete) -> dict[str, Any]:
+        return {**self.note, "source": self.state, **complete.as_plain()}
+
+    def computed(
+        self, work: Work, written: _Written, *, told: _Inspected | None = None, extra: tuple[str, ...] = ()
+    ) -> ComputedGroup:
+        return ComputedGroup(
+            group=self.group.name,
+            version=self.group.version,
+            how=work.how,
+            why=work.why,
+            table_version=written.version,
+            rows=written.rows,
+            rejected=written.rejected + (told.bad if told else 0),
+            seconds=round(time.monotonic() - self.started, 3),
+            extra_columns=extra,
+            empty_columns=told.empty_columns if told else (),
+            future_rows=told.future if told else 0,
+            broken_rules=written.broken_rules,
+        )
+
+
+@dataclass(frozen=True)
+class _Complete:
+    """What a table holds of its source, microseconds UTC: the rest of its note.
+
+    `until_us` is the last grid point, `oldest_us` and `newest_us` are the source's rows so far, but those after now.
+    `pending` says that rows wait for their time to come, `short_us` where a backfill ended before the source did,
+    `begin_us` where one began.
+    """
+
+    until_us: int
+    oldest_us: int
+    newest_us: int
+    pending: bool
+    begin_us: int | None = None
+    short_us: int | None = None
+    backfill: Mapping[str, int] | None = None
+
+    def as_plain(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def _complete_of(note: Mapping[str, Any]) -> _Complete:
+    return _Complete(**{name: note[name] for name in _Complete.__dataclass_fields__ if name in note})
+
+
+def _good(rows: DataFrame) -> DataFrame:
+    return rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
+
+
+def _compute_all(job: _Job, work: Work) -> ComputedGroup:
+    """The whole table from the whole source."""
+    rows, extra = job.rows()
+    told = _inspected(rows, job.source, job.now)
+    if told.read == told.bad:
+        raise _no_good_row(rows, job.group, told)
+    _check_writable(job, rejected=told.bad)
+    complete = _complete_to(job, told)
+    features = checked(feature_rows(_good(rows), job.group, job.entity, until_us=complete.until_us), job.rules)
+    written = _write(job, features, lambda laid: job.table.replace(laid, job.said(complete)))
+    _quarantine(job, told.bad + written.rejected, [rows, features])
+    return job.computed(work, written, told=told, extra=extra)
+
+
+def _complete_to(job: _Job, told: _Inspected) -> _Complete:
+    oldest, newest = told.oldest or job.now, told.newest or job.now  # no row is of the past
+    until = _grid_end(job.group, oldest, newest, job.now) if job.group.every else job.now
+    return _Complete(until, oldest, newest, pending=newest > until or told.future > 0)
+
+
+def _add(job: _Job, work: Work) -> ComputedGroup:
+    """What new files of the source add to the table, or change in it."""
+    assert work.version is not None
+    assert work.complete is not None
+    version, before, group = work.version, work.complete, job.group
+    edge = before.until_us if group.every else before.short_us  # up to where the source was read, if not to its end
+    rows, extra = job.rows(work.added)
+    good, time = _good(rows), F.unix_micros(EVENT_TIME)
+    if before.begin_us is not None:
+        good = good.where(time > before.begin_us)
+    told = _inspected(rows, job.source, job.now)
+    newest, until, last = max(told.newest or 0, before.newest_us), job.now, None
+    late = before.pending or (told.oldest is not None and told.oldest <= before.newest_us)
+    if edge is not None:
+        fresh = _good(job.rows()[0]).where(time > edge)
+        passed, last = fresh.agg(F.max(F.when(time <= job.now, time)), F.max(time)).collect()[0]
+        newest = max(newest, passed or 0)
+        late = told.oldest is not None and told.oldest <= edge
+        good = fresh.unionByName(good.where(time <= edge)) if late else fresh
+    if group.every:
+        until = max(before.until_us, _grid_end(group, before.oldest_us, newest, job.now))
+    if not told.read and not late and (until == before.until_us if group.every else last is None):
+        return job.computed(replace(work, how=NOTHING), _Written(0, 0, {}, version))
+    _check_writable(job, rejected=told.bad)
+    oldest = min(before.oldest_us, told.oldest or before.oldest_us)
+    pending = max(newest, last or 0) > until or told.future > 0 or (before.pending and not group.every)
+    complete = replace(
+        before, until_us=until, oldest_us=oldest, newest_us=newest, pending=pending, short_us=None, backfill=None
+    )
+    first = told.oldest if late and told.oldest else (edge or before.newest_us) + 1
+    needed = reach(good, group, job.entity, first)
+    if before.begin_us is not None and (needed is None or needed <= before.begin_us):
+        span = Span(max(first - 1, before.begin_us), max(until, job.now))
+        features = _of_span(job, span, until)
+        written = _write(
+            job, features, lambda laid: job.table.replace_span(laid, job.said(complete), span=span, after=version)
+        )
+    else:
+        changed, on = changed_rows(
+            good,
+            job.table.read_all(version),
+            group,
+            job.entity,
+            complete_us=before.until_us,
+            until_us=until,
+            oldest_us=first,
+            late=late,
+        )
+        features, said = checked(changed, job.rules), job.said(complete)
+        written = _write(
+            job,
+            features,
+            lambda laid: (
+                job.table.merge(laid, said, on=on, after=version)
+                if late
+                else job.table.append(laid, said, after=version)
+            ),
+        )
+    _quarantine(job, told.bad + written.rejected, [rows, features])
+    return job.computed(work, written, told=told, extra=extra)
+
+
+def _of_span(job: _Job, span: Span, until: int) -> DataFrame:
+    """Checked feature rows of a span, from the source."""
+    good = _good(job.rows()[0])
+    rows = feature_rows(good, job.group, job.entity, until_us=min(span.until_us, until), after_us=span.after_us)
+    return checked(rows, job.rules)
+
+
+def _backfilled(job: _Job, asked: Backfill) -> ComputedGroup:
+    """(start, end] from the source, chunk by chunk: each is a commit, and a run that stopped goes on from the last.
+
+    A table of another definition, or none, begins anew at `start`. In one that is there the span's rows take the place
+    of those that are; they are made of the source as the table has seen it, and a later run adds what came since.
+    """
+    version = job.table.version()
+    note = job.table.note(version) if version is not None else {}
+    anew = note.get("fingerprint") != job.note["fingerprint"] or "source" not in note
+    if not anew:
+        job = replace(job, state=note["source"])
+    rows, extra = job.rows()
+    told = _inspected(rows, job.source, job.now)
+    if told.read == told.bad:
+        raise _no_good_row(rows, job.group, told)
+    _check_writable(job, rejected=told.bad)
+    whole = _complete_to(job, told)
+    before = None if anew else _complete_of(note)
+    done = asked.start_us
+    if (
+        before is not None
+        and before.backfill is not None
+        and {**before.backfill, "done": 0} == {**asked.as_plain(), "done": 0}
+    ):
+        done = before.backfill["done"]
+    total = _Written(0, 0, {}, version or 0)
+    while done < asked.end_us:
+        span = Span(done, min(done + asked.chunk_us, asked.end_us))
+        last = span.until_us == asked.end_us
+        progress = None if last else {**asked.as_plain(), "done": span.until_us}
+        if before is None or before.short_us is not None:
+            short = span.until_us if span.until_us < max(whole.newest_us, whole.until_us) else None
+            until = min(span.until_us, whole.until_us) if job.group.every else job.now
+            begin = asked.start_us if before is None else before.begin_us
+            complete = replace(whole, until_us=until, begin_us=begin, short_us=short, backfill=progress)
+        else:
+            complete = replace(before, backfill=progress)
+        features = _of_span(job, span, min(span.until_us, whole.until_us) if job.group.every else span.until_us)
+        with step(f"  {time_of(span.after_us):%Y-%m-%d %H:%M} - {time_of(span.until_us):%Y-%m-%d %H:%M}"):
+            written = _write(job, features, _span_commit(job, span, complete, None if anew else version))
+        total = total.and_then(written)
+        version, before, anew, done = written.version, complete, False, span.until_us
+    return job.computed(Work(BACKFILL), total, told=told, extra=extra)
+
+
+def _span_commit(job: _Job, span: Span, complete: _Complete, version: int | None) -> Callable[[DataFrame], int]:
+    """Put rows in the place of a version's; of none, make them the table."""
+    said = job.said(complete)
+    if version is None:
+        return lambda laid: job.table.replace(laid, said)
+    return lambda laid: job.table.replace_span(laid, said, span=span, after=version)
+
+
+def _transform(place: Place, group: FeatureGroup) -> Callable[[DataFrame], DataFrame] | None:
+    """The group's function from its file, only if that still says what was applied."""
+    if group.transform is None:
+        return None
+    written = load(Path(place.settings.definitions)).groups.get(group.name)
+    if written is None or transform_digest(written.transform) != transform_digest(group.transform):
+        problem = "its transform in the definition files is not the one that was applied"
+        raise DataError(f"FeatureGroup '{group.name}'", problem, hint="run `tidemark plan`, then `tidemark apply`")
+    return cast("Callable[[DataFrame], DataFrame]", written.transform)  # from a file it is a function, no reference
+
+
+@dataclass(frozen=True)
+class _Inspected:
+    """What one pass over a source's rows tells: all, bad ones, ones after now, the span of the others (None: none)."""
+
+    read: int
+    bad: int
+    future: int
+    oldest: int | None
+    newest: int | None
+    empty_columns: tuple[str, ...]
+
+
+def _past(now: int) -> Column:
+    time = F.unix_micros(EVENT_TIME)
+    return F.when(time <= now, time)
+
+
+def _inspected(rows: DataFrame, source: Source, now: int) -> _Inspected:
+    """Look at the rows before anything is written."""
+    good = F.col(REJECTED).isNull()
+    past = F.when(good, _past(now))
+    # json has no header: a column that was renamed only shows in that nobody has it
+    watched = [name for name in source.schema or () if source.format == "json" and name in rows.columns]
+    filled = [F.count(F.col(name)).alias(f"filled_{number}") for number, name in enumerate(quoted(watched))]
+    future = F.count(F.when(good & (F.unix_micros(EVENT_TIME) > now), 1))
+    read, bad, after, oldest, newest, *counts = rows.agg(
+        F.count("*"), F.count(REJECTED), future, F.min(past), F.max(past), *filled
+    ).collect()[0]
+    empty = tuple(name for name, count in zip(watched, counts, strict=True) if read and not count)
+    return _Inspected(read, bad, after, oldest, newest, empty)
+
+
+def _no_good_row(rows: DataFrame, group: FeatureGroup, told: _Inspected) -> DataError:
+    reasons = rows.groupBy(REJECTED).count().orderBy(F.desc("count")).limit(3).collect()
+    named = ", ".join(f"{row[REJECTED]} ({row['count']:,})" for row in reasons) or "the source's filter keeps none"
+    hint = "look at the source and at the definition's keys, event_time and schema; the offline table is as it was"
+    return DataError(f"FeatureGroup '{group.name}'", f"no row of {told.read:,} can be used: {named}", hint=hint)
+
+
+def _grid_end(group: FeatureGroup, oldest: int, newest: int, now: int) -> int:
+    """The last grid point; DataError when an entity would get an absurd number of them from one stray row."""
+    every = group.every or ""
+    until = grid_end(newest, now, every)
+    points = (until - oldest) // durations.microseconds(every)
+    if points > MOST_GRID_POINTS:
+        problem = (
+            f"every={every} from its oldest row, of {time_of(oldest):%Y-%m-%d}, is {points:,} points for one entity"
+        )
+        hint = "drop stray rows with the source's filter=, or make the grid coarser; nothing was written"
+        raise DataError(f"FeatureGroup '{group.name}'", problem, hint=hint)
+    return until
+
+
+def _check_writable(job: _Job, *, rejected: int) -> None:
+    """Both tables, before either is written: a job must not end between the two."""
+    quarantine = rejected > 0 or any(rule.severity == "quarantine" for rule in job.rules)
+    tables = [job.place.table(job.group), *([job.place.quarantine(job.group)] if quarantine else [])]
+    for target in tables:
+        check_writable(open_file_store(target.uri), target.uri)
+
+
+@dataclass(frozen=True)
+class _Written:
+    rows: int
+    rejected: int
+    broken_rules: dict[str, int]
+    version: int
+
+    def and_then(self, after: _Written) -> _Written:
+        broken = {name: self.broken_rules.get(name, 0) + count for name, count in after.broken_rules.items()}
+        return _Written(self.rows + after.rows, self.rejected + after.rejected, broken, after.version)
+
+
+def _write(job: _Job, features: DataFrame, commit: Callable[[DataFrame], int]) -> _Written:
+    """Counts and the table's new version, from one pass."""
+    rules = job.rules
+    counts = [F.count(F.when(broken(rule), 1)).alias(f"rule_{number}") for number, rule in enumerate(rules)]
+    observed = Observation()
+    counted_rows = features.observe(
+        observed, F.count(F.lit(1)).alias("rows"), F.count(REJECTED).alias("rejected"), *counts
+    )
+    try:
+        version = commit(laid_out(counted_rows, job.group, job.entity))
+    except Exception as error:
+        if STOPPED not in str(error):
+            raise
+        rule = str(error).split(STOPPED, 1)[1].split("\n")[0].split(" SQLSTATE")[0].strip(" '\"")
+        problem = f"expectation '{rule}' of severity stop is broken"
+        hint = "correct the source, or the rule; the offline table is as it was"
+        raise DataError(f"FeatureGroup '{job.group.name}'", problem, hint=hint) from error
+    found = observed.get
+    named = {rule.name: found[f"rule_{number}"] for number, rule in enumerate(rules)}
+    return _Written(found["rows"] - found["rejected"], found["rejected"], named, version)
+
+
+def _quarantine(job: _Job, rejected: int, parts: Sequence[DataFrame]) -> None:
+    """Keep the rejected rows with their reasons; a table with rows of an earlier run is emptied once all is well."""
+    target = job.place.quarantine(job.group)
+    if rejected or target.version() is not None:
+        kept = [
+            part.where(F.col(REJECTED).isNotNull()).select(
+                F.col(REJECTED).alias("reason"),
+                F.to_json(F.struct(*quoted(name for name in part.columns if not name.startswith(HIDDEN)))).alias("row"),
+            )
+            for part in parts
+        ]
+        target.replace(kept[0].unionByName(kept[1]), {**job.note, "verb": "quarantine"})
