@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from feature_defs import Aggregate, Entity, Expectation, Feature, FeatureGroup, Service, Source, snapshot
 from feature_defs.errors import DataError
 from feature_defs.fingerprint import fingerprint
+from jobs.apply import apply
 from jobs.compute import compute
 from jobs.materialize import materialize
 from jobs.online import _same, _shown, online_get
@@ -17,7 +19,7 @@ from jobs.place import Place
 from jobs.report import as_json
 from jobs.show import show
 from jobs.training_set import training_set
-from tests.lab import NOW, Table, checked, put, register
+from tests.lab import NOW, Table, checked, put, register, write_definitions
 
 customer = Entity("customer", keys={"customer_id": "string"})
 events = Source("events", path="lake://raw/events", event_time="event_time", created_time="created_time")
@@ -130,6 +132,35 @@ def test_maps_beside_aggregates_expectations_of_maps_and_what_show_tells(place: 
         rows = place.table(group).read().where("customer_id = 'c1' AND event_time = '2026-01-03'").collect()
         assert [row.summary for row in rows] == [{"events": 4, "none": None}]
     assert ("summary", "map<string,bigint>") in [line[:2] for line in show(place, "habits").features]
+
+
+DEFINITIONS = """
+from pyspark.sql import functions as F
+from feature_defs import Entity, Feature, FeatureGroup, Source
+
+customer = Entity("customer", keys={"customer_id": "string"})
+clicks = Source("clicks", path="lake://raw/clicks", format="parquet", event_time="day")
+
+"""
+GROUP = """
+habits = FeatureGroup("habits", entity=customer, source=clicks, transform=actions,
+                      features=[Feature("actions", "map<string,bigint>")])
+"""
+
+
+def test_function_of_the_document_groups_by_a_second_column(place: Place, table: Table) -> None:
+    """As it stands there."""
+    document = (Path(__file__).resolve().parent.parent / "docs" / "maps.md").read_text(encoding="utf-8")
+    write_definitions(place, DEFINITIONS + document.split("```python\n")[1].split("```")[0] + GROUP)
+    cells = [("c1", 1, "view"), ("c1", 1, "buy"), ("c1", 1, "view"), ("c1", 2, "buy"), ("c2", 1, "view")]
+    lines = "\n".join(f"{name} | 2026-01-0{day} | {kind}" for name, day, kind in cells)
+    put(place, table(f"customer_id | day | kind\n{lines}", "day date"), "lake://raw/clicks")
+    apply(place)
+    compute(place, now=NOW)
+    rows = place.table(place.applied().definitions.groups["habits"]).read().collect()
+    assert {(row.customer_id, row.event_time.day): row.actions for row in rows} == {
+        ("c1", 1): {"view": 2, "buy": 1}, ("c1", 2): {"buy": 1}, ("c2", 1): {"view": 1},
+    }  # fmt: skip
 
 
 def test_map_with_a_key_twice_stops_the_job_without_telling_the_key(place: Place, raw: None) -> None:
