@@ -14,7 +14,7 @@ A packed value, little-endian throughout, for a group of n features:
                            boolean 1 (0 or 1) | int 4 | bigint 8 | float 4 | double 8 | date 4, days |
                            timestamp 8, microseconds UTC | decimal 16, two's complement of the unscaled value
     ...      4 + bytes   every other feature, in order: its length (unsigned), then its bytes; a null has length 0
-                           string: UTF-8 | binary: as it is | array: as below
+                           string: UTF-8 | binary: as it is | array, map: as below
 
 An array's bytes, for m elements. An empty array is 4 bytes, so that it differs from a null one.
 
@@ -22,6 +22,13 @@ An array's bytes, for m elements. An empty array is 4 bytes, so that it differs 
     4        ceil(m/8)   null bitmap of the elements, as above
     ...      fixed       m values of the element's width, a null one zeros; or, for strings, m times a length
                          (4, unsigned) and the UTF-8 bytes, a null one of length 0
+
+A map's bytes, for m entries. An empty map is 4 bytes, too.
+
+    0        4           m, unsigned
+    4        keys        m times a length (4, unsigned) and the UTF-8 bytes, ascending by these bytes, no two equal
+    ...      ceil(m/8)   null bitmap of the values, in the order of the keys
+    ...      values      m values, as an array's elements
 
 There is one valid encoding of a row, and `decode` refuses every other: a value that was cut, grown or written under
 other features is an error, never a wrong number. The first 17 bytes keep their place in every later codec version, as
@@ -182,8 +189,10 @@ def _encode_batch(batch: pa.RecordBatch, schema: ValueSchema, definition: int) -
 
     pieces = [_rows_of(fixed)]
     for kind, column in zip(schema.types, columns, strict=True):
-        if kind.element is not None:
-            pieces += _array_pieces(column, kind.element)
+        if kind.kind == "array":
+            pieces += _array_pieces(column, kind)
+        elif kind.kind == "map":
+            pieces += _map_pieces(column, kind)
         elif not kind.row.width:
             pieces += _bytes_pieces(column)
     return _joined(pieces)
@@ -210,16 +219,44 @@ def _bytes_pieces(column: pa.Array) -> list[pa.LargeBinaryArray]:
     return [_lengths(lengths), column.cast(pa.large_binary())]
 
 
-def _array_pieces(column: pa.LargeListArray, element: DataType) -> list[pa.LargeBinaryArray]:
-    """A length with the element count, a null bitmap and the elements, per row of an array column.
+def _array_pieces(column: pa.LargeListArray, kind: DataType) -> list[pa.LargeBinaryArray]:
+    """A length with the element count, a null bitmap and the elements, per row of an array column."""
+    counts = _counts(column)
+    return _counted_pieces(column, counts, _element_pieces(column.flatten(), _starts(counts), kind))
 
-    The elements of a column lie one after another in its child, so the elements of a row are a slice of one buffer and
-    need no copying here: only offsets are computed.
-    """
-    counts = pc.list_value_length(column).fill_null(0).to_numpy()
-    items = column.flatten()
+
+def _map_pieces(column: pa.LargeListArray, kind: DataType) -> list[pa.LargeBinaryArray]:
+    """A length with the entry count, the keys, then the values as an array has them, per row of a map column."""
+    counts = _counts(column)
     starts = _starts(counts)
+    keys, values = column.flatten().flatten()
+    return _counted_pieces(column, counts, [_string_piece(keys, starts), *_element_pieces(values, starts, kind)])
 
+
+def _counts(column: pa.LargeListArray) -> npt.NDArray[np.int64]:
+    return np.asarray(pc.list_value_length(column).fill_null(0).to_numpy())
+
+
+def _counted_pieces(
+    column: pa.LargeListArray, counts: npt.NDArray[np.int64], parts: list[pa.LargeBinaryArray]
+) -> list[pa.LargeBinaryArray]:
+    """The parts behind a length and a count; of a null row only a length of 0."""
+    present = ~_is_null(column)
+    inside = sum((np.diff(_offsets_and_data(part)[0]) for part in parts), np.int64(4))
+    heads = np.stack([_lengths_matrix(np.where(present, inside, 0)), counts.astype("<u4")], axis=1)
+    # A null row's count is left out.
+    kept = np.stack([np.ones_like(present), present], axis=1)
+    return [_binary(_starts(np.where(present, 8, 4)), heads[kept]), *parts]
+
+
+def _element_pieces(items: pa.Array, starts: npt.NDArray[np.int64], kind: DataType) -> list[pa.LargeBinaryArray]:
+    """A null bitmap and the elements, per row, where `starts` says at which item each row begins.
+
+    The items of a column lie one after another in its child, so those of a row are a slice of one buffer and need no
+    copying here: only offsets are computed.
+    """
+    assert kind.element is not None
+    element, counts = kind.element, np.diff(starts)
     bitmap_starts = _starts((counts + 7) // 8)
     bitmap = np.zeros(bitmap_starts[-1], "u1")
     null_items = np.flatnonzero(_is_null(items))
@@ -228,22 +265,16 @@ def _array_pieces(column: pa.LargeListArray, element: DataType) -> list[pa.Large
     np.bitwise_or.at(bitmap, bitmap_starts[row] + within // 8, (1 << within % 8).astype("u1"))
 
     if element.row.width:
-        payload, payload_starts = _numbers(items, str(element.row.codec)), starts * element.row.width
+        payload = _binary(starts * element.row.width, _numbers(items, str(element.row.codec)))
     else:
-        strings = _joined(_bytes_pieces(items))
-        item_starts, payload = _offsets_and_data(strings)
-        payload_starts = item_starts[starts]
+        payload = _string_piece(items, starts)
+    return [_binary(bitmap_starts, bitmap), payload]
 
-    present = ~_is_null(column)
-    lengths = np.where(present, 4 + np.diff(bitmap_starts) + np.diff(payload_starts), 0)
-    heads = np.stack([_lengths_matrix(lengths), counts.astype("<u4")], axis=1)
-    # A null array is only its length 0: its count is left out.
-    kept = np.stack([np.ones_like(present), present], axis=1)
-    return [
-        _binary(_starts(np.where(present, 8, 4)), heads[kept]),
-        _binary(bitmap_starts, bitmap),
-        _binary(payload_starts, payload),
-    ]
+
+def _string_piece(items: pa.Array, starts: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
+    """Each item's length and bytes, per row."""
+    item_starts, data = _offsets_and_data(_joined(_bytes_pieces(items)))
+    return _binary(item_starts[starts], data)
 
 
 def _feature(batch: pa.RecordBatch, name: str, kind: DataType) -> pa.Array:
@@ -255,7 +286,33 @@ def _feature(batch: pa.RecordBatch, name: str, kind: DataType) -> pa.Array:
         # Stored, it would make the whole row unreadable.
         if found["min"] is not None and not first <= found["min"] <= found["max"] <= last:
             raise CodecError(f"column '{name}' holds a {kind.kind} outside the years 1 to 9999")
-    return column
+    return _with_sorted_keys(column, name) if kind.kind == "map" else column
+
+
+def _with_sorted_keys(column: pa.LargeListArray, name: str) -> pa.LargeListArray:
+    """A map column with each row's entries in the order of their keys' bytes: equal maps have equal bytes."""
+    starts, entries = _starts(_counts(column)), column.flatten()
+    keys = entries.field("key").cast(pa.large_binary())
+    if entries.null_count or keys.null_count:
+        raise CodecError(f"column '{name}' holds a map with a null key")
+    if _ascends(keys, starts):
+        return column
+    # Materialize asks for this rarely: the as-of gives maps in the order of their keys.
+    rows = pa.array(np.repeat(np.arange(len(column)), np.diff(starts)))
+    order = pc.sort_indices(pa.table({"row": rows, "key": keys}), [("row", "ascending"), ("key", "ascending")])
+    if not _ascends(keys.take(order), starts):
+        raise CodecError(f"column '{name}' holds a map with one key twice")
+    return pa.LargeListArray.from_arrays(pa.array(starts), entries.take(order), mask=column.is_null())
+
+
+def _ascends(keys: pa.LargeBinaryArray, starts: npt.NDArray[np.int64]) -> bool:
+    """Whether each key is greater than the one before it in its row."""
+    if len(keys) < 2:
+        return True
+    ascends = pc.less(keys.slice(0, len(keys) - 1), keys.slice(1)).to_numpy(zero_copy_only=False)
+    begins = np.zeros(len(keys) + 1, np.bool_)
+    begins[starts] = True
+    return bool((ascends | begins[1:-1]).all())
 
 
 def _column(batch: pa.RecordBatch, name: str, wanted: pa.DataType) -> pa.Array:
@@ -273,17 +330,37 @@ def _column(batch: pa.RecordBatch, name: str, wanted: pa.DataType) -> pa.Array:
     if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
         # Seen in Arrow 26: the cast leaves out the last offset. Spark and Parquet give plain lists.
         raise CodecError(f"column '{name}' is {column.type}: hand it over as a list")
+    if pa.types.is_map(wanted):
+        return _map_column(column, name, wanted)
     try:
         return column.cast(wanted)
     except pa.ArrowException:
         raise CodecError(f"column '{name}' is {column.type} and holds what {wanted} cannot") from None
 
 
+def _map_column(column: pa.Array, name: str, wanted: pa.MapType) -> pa.LargeListArray:
+    """A map column as lists of entries, for which Arrow has kernels."""
+    found = column.type
+    fits = pa.types.is_null(found) or (
+        pa.types.is_map(found)
+        and _is_bytes(found.key_type)
+        and (pa.types.is_null(found.item_type) or _is_bytes(found.item_type) == _is_bytes(wanted.item_type))
+    )
+    if not fits:
+        raise CodecError(f"column '{name}' is {found}, which is no {wanted}")
+    entry = pa.struct([("key", wanted.key_type), ("value", wanted.item_type)])
+    try:
+        return column.cast(wanted).cast(pa.large_list(entry))
+    except pa.ArrowException:
+        raise CodecError(f"column '{name}' is {found} and holds what {wanted} cannot") from None
+
+
 def _arrow_type(kind: DataType) -> pa.DataType:
     if kind.kind == "decimal":
         return pa.decimal128(kind.precision, kind.scale)
     if kind.element is not None:
-        return pa.large_list(_ARROW[kind.element.kind])
+        element = _ARROW[kind.element.kind]
+        return pa.map_(_ARROW["string"], element) if kind.kind == "map" else pa.large_list(element)
     return _ARROW[kind.kind]
 
 
@@ -466,21 +543,45 @@ def _python_value(raw: Any, kind: DataType) -> Any:
         case "string":
             return raw.decode()
         case "array":
-            assert kind.element is not None
-            return _python_list(raw, kind.element)
+            return _python_list(raw, kind)
+        case "map":
+            return _python_dict(raw, kind)
         case _:
             return raw
 
 
-def _python_list(raw: bytes, element: DataType) -> list[Any]:
+def _python_list(raw: bytes, kind: DataType) -> list[Any]:
     (count,) = struct.unpack_from("<I", raw)
-    position = 4 + _bitmap_size(count)
+    return _elements(raw, 4, count, kind)
+
+
+def _python_dict(raw: bytes, kind: DataType) -> dict[str, Any]:
+    (count,) = struct.unpack_from("<I", raw)
+    # Before anything of this size is made, as below.
+    if 4 + count * 4 > len(raw):
+        raise CodecError(f"a map of {len(raw)} bytes cannot have {count} elements")
+    position = 4
+    keys: list[bytes] = []
+    for _ in range(count):
+        key, position = _length_and_bytes(raw, position)
+        if keys and key <= keys[-1]:
+            raise CodecError("the keys of a map are not in ascending order")
+        keys.append(key)
+    values = _elements(raw, position, count, kind)
+    return {key.decode(): value for key, value in zip(keys, values, strict=True)}
+
+
+def _elements(raw: bytes, position: int, count: int, kind: DataType) -> list[Any]:
+    """The null bitmap and so many elements, which end where the bytes end."""
+    assert kind.element is not None
+    element, start = kind.element, position
+    position += _bitmap_size(count)
     # Before anything of this size is made: a damaged count may be 4 billion.
     if position + count * (element.row.width or 4) > len(raw):
-        raise CodecError(f"an array of {len(raw)} bytes cannot have {count} elements")
-    nulls = int.from_bytes(raw[4:position], "little")
+        raise CodecError(f"{_a(kind)} of {len(raw)} bytes cannot have {count} elements")
+    nulls = int.from_bytes(raw[start:position], "little")
     if nulls >> count:
-        raise CodecError("the null bitmap of an array has bits beyond its last element")
+        raise CodecError(f"the null bitmap of {_a(kind)} has bits beyond its last element")
     items: list[Any] = []
     if element.row.width:
         layout = f"<{count}{_STRUCT[str(element.row.codec)]}"
@@ -491,10 +592,14 @@ def _python_list(raw: bytes, element: DataType) -> list[Any]:
             item, position = _length_and_bytes(raw, position)
             items.append(item)
     if position != len(raw):
-        raise CodecError(f"an array of {count} elements is {position} bytes, found {len(raw)}")
+        raise CodecError(f"{_a(kind)} of {count} elements is {position} bytes, found {len(raw)}")
     if not nulls and element.kind not in ("boolean", "string"):
         return items
     return [_present_or_null(item, element, is_null=bool(nulls >> index & 1)) for index, item in enumerate(items)]
+
+
+def _a(kind: DataType) -> str:
+    return "an array" if kind.kind == "array" else "a map"
 
 
 # Keys ----------------------------------------------------------------------------------------------------------------

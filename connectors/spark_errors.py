@@ -38,6 +38,9 @@ def _explained(text: str) -> tuple[str, str] | None:
     if "CSV header does not conform" in text or "in CSV header is not equal" in text:
         return "a csv file's header is not that of the others", "give all files below the path the same columns"
     errors = [(found["condition"], found["state"]) for found in _ERROR.finditer(text)]
+    if any(condition == "DUPLICATED_MAP_KEY" for condition, _ in errors):  # whose message quotes the key
+        hint = "aggregate the entries by key first, or keep one of each; nothing was written"
+        return "a row breaks an expression: it makes a map with one key twice", hint
     value_fault = next((condition for condition, state in errors if state.startswith(_DATA_EXCEPTION)), None)
     if value_fault is not None:
         fragment = _FRAGMENT.search(text)

@@ -306,16 +306,18 @@ def _feature(group: FeatureGroup, feature: Feature, definitions: Definitions) ->
     kind, faults = _parsed("type", feature.type)
     yield from faults
     if kind and not kind.is_feature_type:
-        yield (
-            f"type {kind.spark} cannot be a feature",
-            f"use one of {', '.join(data_types.FEATURE_TYPES)}; arrays hold {', '.join(data_types.ARRAY_ELEMENTS)}",
-        )
+        types, elements = ", ".join(data_types.FEATURE_TYPES), ", ".join(data_types.ARRAY_ELEMENTS)
+        hint = f"use one of {types}; arrays, and maps from string, hold {elements}"
+        yield f"type {kind.spark} cannot be a feature", hint
     if feature.kind is not None:
         yield from _one_of("kind", feature.kind, FEATURE_KINDS)
     yield from _tags(feature.tags)
     yield from _expression(group, feature, definitions)
     if not _is_list(feature.allowed_values):
         yield "allowed_values is not a list", 'write allowed_values=["bronze", "silver"]'
+    elif feature.allowed_values and kind and kind.kind == "map":
+        example = f"forall(map_keys({feature.name}), k -> k in ('buy', 'view'))"
+        yield f"allowed_values cannot be those of a {kind.spark}", f'write Expectation("known", "{example}")'
     elif wrong := [value for value in feature.allowed_values if not isinstance(value, str | int | float)]:
         problem = f"allowed_values holds {type(wrong[0]).__name__}, expected texts, numbers, True or False"
         yield problem, 'write allowed_values=["bronze", "silver"]'

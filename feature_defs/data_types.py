@@ -1,8 +1,8 @@
 """The closed table of data types: one row maps a type to Spark, Arrow and the online codec.
 
 A definition writes a type as text (`"bigint"`, `"decimal(12,2)"`, `"array<float>"`). `parse` reads it into a DataType;
-everything else asks the DataType. Sources may also hold what a feature may not (small integers, structs, maps): those
-have no codec.
+everything else asks the DataType. Sources may also hold what a feature may not (small integers, structs): those have no
+codec.
 
     kind       Spark      Arrow         codec      fixed width in the packed value
     boolean    boolean    bool          bool       1
@@ -16,6 +16,7 @@ have no codec.
     string     string     string        bytes      -     UTF-8
     binary     binary     binary        bytes      -
     array      array      list          list       -     of boolean, int, bigint, float, double or string
+    map        map        map           map        -     from string to what an array holds
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ TYPES: dict[str, TypeRow] = {
     "smallint": TypeRow("int16", None, 2, numerical=True),
     "timestamp_ntz": TypeRow("timestamp", None, 8),
     "struct": TypeRow("struct", None, None),
-    "map": TypeRow("map", None, None),
+    "map": TypeRow("map", "map", None),
 }
-ARRAY_ELEMENTS = ("boolean", "int", "bigint", "float", "double", "string")
+ARRAY_ELEMENTS = ("boolean", "int", "bigint", "float", "double", "string")  # a map's values, too
 KEY_TYPES = ("string", "bigint", "int", "boolean", "date", "timestamp", "decimal", "binary")
 FEATURE_TYPES = tuple(name for name, row in TYPES.items() if row.codec)
 
@@ -60,6 +61,7 @@ OTHER_SPELLINGS = {
     "bool": "boolean", "integer": "int", "int32": "int", "long": "bigint", "int64": "bigint", "float32": "float",
     "float64": "double", "str": "string", "text": "string", "varchar": "string", "bytes": "binary",
     "datetime": "timestamp", "numeric": "decimal(18,6)", "list": "array<double>",
+    "dict": "map<string,double>",
 }  # fmt: skip
 
 
@@ -103,8 +105,9 @@ class DataType:
     @property
     def is_feature_type(self) -> bool:
         """Whether a feature may have this type: it has a codec, and so has what it holds."""
-        if self.kind == "array":
-            return self.element is not None and self.element.kind in ARRAY_ELEMENTS
+        if self.kind in ("array", "map"):
+            has_key = self.kind == "array" or (self.key is not None and self.key.kind == "string")
+            return has_key and self.element is not None and self.element.kind in ARRAY_ELEMENTS
         return self.row.codec is not None
 
 

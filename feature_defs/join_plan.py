@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from feature_defs import durations
+from feature_defs import data_types, durations
 from feature_defs.errors import UsageError, listed
 from feature_defs.model import Definitions, Feature, FeatureGroup, Service
 
@@ -14,7 +14,7 @@ KNOWN_BY = ("event", "spine")
 
 @dataclass(frozen=True)
 class GroupJoin:
-    """One group's part of a join. `columns` pairs a feature with its name in the result."""
+    """One group's part of a join. `columns` pairs a feature with its name in the result; `maps` are features, too."""
 
     group: str
     version: int
@@ -23,6 +23,7 @@ class GroupJoin:
     columns: tuple[tuple[str, str], ...]
     ttl_us: int | None
     skip_nulls: bool
+    maps: tuple[str, ...] = ()  # Spark cannot compare these as they are
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -85,6 +86,7 @@ def group_join(
         columns=tuple((f.name, f"{group.name}__{f.name}" if prefix else f.name) for f in features),
         ttl_us=durations.microseconds(group.ttl) if group.ttl else None,
         skip_nulls=group.skip_nulls,
+        maps=tuple(f.name for f in features if data_types.parse(f.type).kind == "map"),
     )
 
 

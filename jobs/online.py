@@ -83,6 +83,9 @@ def _shown(value: Any) -> str:
         return f"[{', '.join(_shown(item) for item in value[:3])}, ... {len(value)} values]"
     if isinstance(value, list):
         return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, dict):
+        entries = [f"{key}: {_shown(item)}" for key, item in value.items()]
+        return f"{{{', '.join(entries if len(entries) <= 4 else [*entries[:3], f'... {len(entries)} entries'])}}}"
     if isinstance(value, float):
         return f"{value:.6g}"
     return "null" if value is None else str(plain_value(value))
@@ -226,7 +229,10 @@ def _offline(
         latest = latest_rows(rows, wanted, now_us=at).toArrow().to_pylist()
         there.update([group.name] if latest else [])
         for feature in features:
-            found[f"{group.name}.{feature.name}"] = latest[0][feature.name] if latest else None
+            answer: Any = latest[0][feature.name] if latest else None
+            # Arrow tells a map as a list of pairs
+            is_map = answer is not None and feature.name in wanted.maps
+            found[f"{group.name}.{feature.name}"] = dict(answer) if is_map else answer
     return found, there
 
 
@@ -241,6 +247,8 @@ def _agrees(groups: Sequence[OnlineGroup], offline: Mapping[str, Any], there: se
 def _same(left: Any, right: Any) -> bool:
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right) and all(map(_same, left, right))
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
     if isinstance(left, float) and isinstance(right, float) and left != left:
         return right != right
     return bool(left == right)

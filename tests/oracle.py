@@ -20,6 +20,8 @@ Row = tuple[Keys, int | None, int | None, tuple[Any, ...]]
 
 
 def null_first(value: Any) -> tuple[bool, Any]:
+    if isinstance(value, dict):  # a map compares by its entries, in the order of the keys
+        value = tuple((key, null_first(value[key])) for key in sorted(value))
     return (value is not None, 0 if value is None else value)
 
 

@@ -11,14 +11,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 
 import pyarrow as pa
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
+from feature_defs import Entity, Feature, FeatureGroup
 from feature_defs.join_plan import GroupJoin, JoinPlan, TimeRules
 from jobs.transforms.as_of import LEAK, latest_rows, training_rows
+from jobs.transforms.features import feature_rows
 from tests import oracle
 
 CASES, SEED = 1000, 20260131
@@ -27,6 +30,7 @@ TTL = 3 * SECOND
 TIMES = [0, SECOND, SECOND + 1, 2 * SECOND, 3 * SECOND, 4 * SECOND, 4 * SECOND + 1, 7 * SECOND]
 KEYS = [(1, "23"), (12, "3"), (1, "3"), (1, None), (None, "3")]
 FEATURES = ("a", "b")
+MAPS = [None, {}, {"x": None}, {"x": 1}, {"x": 2}, {"x": 1, "y": None}, {"w": 9, "x": 1}, {"é": 1}]
 TIME = pa.timestamp("us", tz="UTC")
 
 
@@ -175,3 +179,96 @@ def _point_edges(case: Case, keys: oracle.Keys, time: int) -> Iterator[str]:
         "newest row holds null": None in newest[3],
     }
     yield from (edge for edge, occurs in found.items() if occurs)
+
+
+# maps
+
+
+@cache
+def map_cases() -> list[Case]:
+    """Some of the cases with a map and a number as values: Spark compares no maps, so theirs is a path of its own."""
+    draw = random.Random(SEED)
+    drawn = cases()[:300]
+    return [Case([(*row[:3], (draw.choice(MAPS), row[3][0])) for row in case.rows], case.spine) for case in drawn]
+
+
+def map_frames(spark: SparkSession):
+    """Spine and rows; the entries of every other row's map lie in the other order."""
+    points = [(number, *point) for number, case in enumerate(map_cases()) for point in dict.fromkeys(case.spine)]
+    numbers, keys, times = zip(*points, strict=True)
+    columns = {"case": numbers, "k1": [k for k, _ in keys], "k2": [k for _, k in keys]}
+    spine = pa.table({**columns, "event_time": pa.array(times, TIME)})
+    rows = [(number, *row) for number, case in enumerate(map_cases()) for row in case.rows]
+    numbers, keys, times, created, values = zip(*rows, strict=True)
+    columns = {"case": numbers, "k1": [k for k, _ in keys], "k2": [k for _, k in keys]}
+    clocks = {"event_time": pa.array(times, TIME), "created_time": pa.array(created, TIME)}
+    entries = [m and sorted(m.items(), reverse=at % 2 == 1) for at, (m, _) in enumerate(values)]
+    maps = pa.array([[] if m == {} else m for m in entries], pa.map_(pa.string(), pa.int64()))
+    table = pa.table({**columns, **clocks, "m": maps, "a": pa.array([a for _, a in values], pa.int64())})
+    return spark.createDataFrame(spine), spark.createDataFrame(table)
+
+
+def map_group(*, skip_nulls: bool) -> GroupJoin:
+    name = "skip" if skip_nulls else "keep"
+    columns, types = (("m", f"{name}__m"), ("a", f"{name}__a")), ("bigint", "bigint", "string")
+    return GroupJoin(name, 1, ("case", "k1", "k2"), types, columns, TTL, skip_nulls, maps=("m",))
+
+
+def answers_of(found: DataFrame, *clocks: str) -> dict:
+    """(case, keys, times) -> the row, its maps as dicts: Arrow tells them as lists of pairs."""
+    timed = found.withColumns({clock: F.unix_micros(clock) for clock in clocks})
+    rows = [
+        {name: dict(value) if isinstance(value, list) else value for name, value in row.items()}
+        for row in timed.toArrow().to_pylist()
+    ]
+    return {(row["case"], (row["k1"], row["k2"]), *(row[clock] for clock in clocks)): row for row in rows}
+
+
+@pytest.mark.parametrize("known_by", ["event", "spine"])
+def test_join_of_maps_equals_the_loops(spark: SparkSession, known_by: str) -> None:
+    groups = (map_group(skip_nulls=False), map_group(skip_nulls=True))
+    spine, rows = map_frames(spark)
+    found = training_rows(spine, [rows] * 2, JoinPlan("s", 1, groups, TimeRules(known_by=known_by)))
+    assert dict(found.dtypes)["keep__m"] == "map<string,bigint>"
+    answers = answers_of(found, "event_time")
+    for joined in groups:
+        rules = oracle.Rules(False, known_by, joined.ttl_us, joined.skip_nulls)
+        for number, case in enumerate(map_cases()):
+            expected = oracle.as_of(case.spine, case.rows, rules)
+            leaks = oracle.leaks(case.spine, case.rows, rules, 2)
+            for point, values, leaked in zip(case.spine, expected, leaks, strict=True):
+                row, told = answers[(number, *point)], (number, point, joined.group, case)
+                assert tuple(row[name] for _, name in joined.columns) == (values or (None, None)), told
+                assert tuple(bool(row[LEAK + name]) for _, name in joined.columns) == leaked, told
+
+
+def test_maps_that_compute_keeps_and_materialize_loads_equal_the_loops(spark: SparkSession) -> None:
+    good = map_frames(spark)[1].dropna(subset=["event_time"])
+    entity = Entity("e", keys={"case": "bigint", "k1": "bigint", "k2": "string"})
+    features = [Feature("m", "map<string,bigint>"), Feature("a", "bigint")]
+    kept = feature_rows(good, FeatureGroup("g", entity=entity, source="r", features=features), entity, until_us=0)
+    assert kept.dtypes == good.dtypes
+    rows = [(number, row) for number, case in enumerate(map_cases()) for row in case.rows if row[1] is not None]
+    greatest = {(number, *row[:3]): row[3] for number, row in sorted(rows, key=lambda pair: oracle.rank(pair[1]))}
+    found = answers_of(kept, "event_time", "created_time")
+    assert {at: (row["m"], row["a"]) for at, row in found.items()} == greatest
+    for now in (SECOND, 9 * SECOND):
+        found = answers_of(latest_rows(good, map_group(skip_nulls=False), now_us=now), "event_time")
+        expected = {
+            (number, keys, time): values
+            for number, case in enumerate(map_cases())
+            for keys, (time, values) in oracle.latest([r for r in case.rows if r[1] is not None], now).items()
+        }
+        assert {at: (row["m"], row["a"]) for at, row in found.items()} == expected
+
+
+def test_every_edge_of_maps_occurs_in_the_cases() -> None:
+    """Rows that only their maps tell apart, and among these each of the maps."""
+    seen = Counter(
+        str(row[3][0])
+        for case in map_cases()
+        for pair in combinations(case.rows, 2)
+        for row in pair
+        if pair[0][:3] == pair[1][:3] and pair[0][3][0] != pair[1][3][0]
+    )
+    assert {edge: seen[edge] for edge in map(str, MAPS) if seen[edge] < 5} == {}

@@ -69,7 +69,14 @@ def arrow_type(text: str) -> pa.DataType:
     kind = parse(text)
     if kind.kind == "decimal":
         return pa.decimal128(kind.precision, kind.scale)
+    if kind.kind == "map":
+        return pa.map_(pa.string(), ARROW[kind.element.kind])
     return pa.list_(ARROW[kind.element.kind]) if kind.element else ARROW[text]
+
+
+def by_key(value: dict[str, Any]) -> dict[str, Any]:
+    """In the order of the keys' bytes, as a map is read back."""
+    return dict(sorted(value.items(), key=lambda entry: entry[0].encode()))
 
 
 def values_of(text: str) -> st.SearchStrategy[Any]:
@@ -77,6 +84,9 @@ def values_of(text: str) -> st.SearchStrategy[Any]:
     if kind.kind == "decimal":
         most = 10**kind.precision - 1
         return st.integers(-most, most).map(lambda unscaled: Decimal(f"{unscaled}E-{kind.scale}"))
+    if kind.kind == "map":
+        keys = st.text(max_size=3) | st.text(alphabet="ab", max_size=3)
+        return st.dictionaries(keys, st.none() | SIMPLE[kind.element.kind], max_size=10).map(by_key)
     if kind.element:
         return st.lists(st.none() | SIMPLE[kind.element.kind], max_size=10)
     return SIMPLE[text]
@@ -86,14 +96,20 @@ TYPE_TEXTS = [
     *SIMPLE,
     *("decimal(1,0)", "decimal(12,2)", "decimal(38,38)", "decimal(38,0)"),
     *(f"array<{element}>" for element in [*NUMBERS, "string"]),
+    *(f"map<string,{value}>" for value in [*NUMBERS, "string"]),
 ]
 
 
 def table(types: Sequence[str], rows: Sequence[Sequence[Any]], times: Sequence[int]) -> pa.RecordBatch:
     """A batch with event_time and features f0, f1, ..."""
     event_time = pa.array(times, pa.int64()).cast(ARROW["timestamp"])
-    columns = [pa.array([row[i] for row in rows], arrow_type(text)) for i, text in enumerate(types)]
+    columns = [pa.array([unsorted(row[i]) for row in rows], arrow_type(text)) for i, text in enumerate(types)]
     return pa.record_batch([event_time, *columns], ["event_time", *(f"f{i}" for i in range(len(types)))])
+
+
+def unsorted(value: Any) -> Any:
+    """A map as its entries in another order than the stored one."""
+    return [*reversed(value.items())] if isinstance(value, dict) else value
 
 
 def schema_of(types: Sequence[str]) -> ValueSchema:
@@ -138,9 +154,13 @@ GOLDEN = """
 """
 
 
-def golden_bytes() -> bytes:
+def hexadecimal(text: str) -> bytes:
     """The hexadecimal words at the start of each line; two spaces begin the remark."""
-    return b"".join(bytes.fromhex(line.strip().split("  ")[0]) for line in GOLDEN.strip().splitlines())
+    return b"".join(bytes.fromhex(line.strip().split("  ")[0]) for line in text.strip().splitlines())
+
+
+def golden_bytes() -> bytes:
+    return hexadecimal(GOLDEN)
 
 
 def test_a_row_packs_to_its_golden_bytes() -> None:
@@ -165,10 +185,34 @@ def test_golden_bytes_decode_to_their_row() -> None:
     assert row.values == (7, None, "gold", True, [5, None, -1])
 
 
+GOLDEN_MAP = """
+    1c000000 02000000        28 bytes, 2 entries
+    03000000 627579          buy
+    04000000 76696577        view
+    00                       null bitmap of the values
+    03000000 11000000        3, 17
+"""
+
+
+@pytest.mark.parametrize("entries", [[("view", 17), ("buy", 3)], [("buy", 3), ("view", 17)]])
+def test_a_map_packs_to_its_golden_bytes_whatever_the_order_of_its_entries(entries: list[tuple[str, int]]) -> None:
+    batch = pa.record_batch(
+        {
+            "event_time": pa.array([EPOCH], ARROW["timestamp"]),
+            "f0": pa.array([entries], pa.map_(pa.string(), pa.int32())),
+        }
+    )
+    schema = schema_of(["map<string,int>"])
+    value = encode(batch, schema)[0].as_py()
+    assert value[18:] == hexadecimal(GOLDEN_MAP)
+    assert decode(value, schema).values == ({"buy": 3, "view": 17},)
+
+
 def test_the_document_shows_the_golden_bytes() -> None:
     """A worked example that no longer works is worse than none."""
     document = (ROOT / "docs" / "codec.md").read_text(encoding="utf-8")
     assert GOLDEN.strip() in document
+    assert GOLDEN_MAP.strip() in document
     assert f"`{GOLDEN_SCHEMA.fingerprint.to_bytes(4, 'little').hex()}`" in document
 
 
@@ -188,11 +232,14 @@ def test_the_document_shows_the_golden_bytes() -> None:
         ("array<bigint>", [], "0400000000000000"),
         ("array<boolean>", [True, None, False], "080000000300000002010000"),
         ("array<string>", ["a", None], "0e000000020000000201000000" + "61" + "00000000"),
+        ("map<string,bigint>", {}, "0400000000000000"),
+        ("map<string,boolean>", {"": None, "é": True}, "11000000 02000000 00000000 02000000c3a9 01 0001"),
+        ("map<string,string>", {"a": ""}, "0e000000 01000000 0100000061 00 00000000"),
     ],
 )
 def test_each_type_has_its_golden_bytes(text: str, value: Any, expected: str) -> None:
     """After 17 bytes of header and one of null bitmap."""
-    assert packed([text], value)[18:].hex() == expected
+    assert packed([text], value)[18:] == bytes.fromhex(expected)
 
 
 @pytest.mark.parametrize("text", TYPE_TEXTS)
@@ -293,9 +340,31 @@ def test_a_cut_or_grown_value_is_refused(batch: Any, more: bytes) -> None:
 
 def test_a_string_of_ten_megabytes_comes_back() -> None:
     long = "ü" * 5_000_000
-    types = ["string", "binary", "array<string>"]
-    row = decode(packed(types, long, long.encode(), [long, "", None]), schema_of(types))
-    assert row.values == (long, long.encode(), [long, "", None])
+    types = ["string", "binary", "array<string>", "map<string,string>"]
+    values = (long, long.encode(), [long, "", None], {long: None, "": long})
+    assert decode(packed(types, *values), schema_of(types)).values == values
+
+
+def test_a_map_of_many_entries_comes_back() -> None:
+    many = {f"{'key' * (number % 3)}{number}": None if number % 7 == 0 else number for number in range(100_000)}
+    row = decode(packed(["map<string,bigint>", "int"], many, 5), schema_of(["map<string,bigint>", "int"]))
+    assert row.values == (many, 5)
+    assert [*row.values[0]] == [*by_key(many)]
+
+
+@quickly
+@given(st.lists(st.none() | values_of("map<string,bigint>"), max_size=6), st.randoms(use_true_random=False))
+def test_equal_maps_have_equal_bytes(maps: list[dict[str, Any] | None], draw: Any) -> None:
+    """Sorted, reversed or shuffled, for a load that runs again must write what is there."""
+    schema, kind = schema_of(["map<string,bigint>"]), arrow_type("map<string,bigint>")
+    shuffled = [value and draw.sample([*value.items()], len(value)) for value in maps]
+    in_order = [value and [*value.items()] for value in maps]
+    times = pa.array([EPOCH] * len(maps), ARROW["timestamp"])
+    found = [
+        encode(pa.record_batch([times, pa.array(column, kind)], ["event_time", "f0"]), schema).to_pylist()
+        for column in (in_order, shuffled, [unsorted(value) for value in maps])
+    ]
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("definition", [-1, 2**32])
@@ -342,6 +411,17 @@ def test_more_than_64_features_have_their_own_null_bits() -> None:
         (pa.array([EPOCH], pa.timestamp("ms", "Asia/Tokyo")), "timestamp", [EPOCH]),
         (pa.array([Decimal("1.5")], pa.decimal128(3, 1)), "decimal(12,2)", [Decimal("1.50")]),
         (pa.array([[1.0, 2.0], None], pa.list_(pa.float32(), 2)), "array<float>", [[1.0, 2.0], None]),
+        (pa.array([None, None]), "map<string,int>", [None, None]),
+        (pa.array([[("a", 1)], None], pa.map_(pa.large_string(), pa.int16())), "map<string,bigint>", [{"a": 1}, None]),
+        (pa.array([[("a", b"b")]], pa.map_(pa.binary(), pa.binary())), "map<string,string>", [{"a": "b"}]),
+        (pa.array([[("a", None)]], pa.map_(pa.string(), pa.null())), "map<string,int>", [{"a": None}]),
+        (
+            pa.array(
+                [[("b", 1), ("a", 2)]], pa.map_(pa.field("k", pa.string(), nullable=False), pa.field("v", pa.int64()))
+            ),
+            "map<string,bigint>",
+            [{"a": 2, "b": 1}],
+        ),
     ],
 )
 def test_other_arrow_types_are_cast(column: pa.Array, text: str, expected: list[Any]) -> None:
@@ -364,6 +444,15 @@ def test_elements_behind_a_null_array_are_not_stored() -> None:
     assert encoded_column(column.slice(1), "array<string>") == [["a", None]]
 
 
+def test_entries_behind_a_null_map_are_not_stored() -> None:
+    """Nor looked at: these have no order and a key twice."""
+    keys, values = pa.array(["s", "s", "b", "a"]), pa.array([1, 2, 3, None])
+    column = pa.MapArray.from_arrays(pa.array([0, 2, 4, 4]), keys, values, mask=pa.array([True, False, False]))
+    assert encoded_column(column, "map<string,bigint>") == [None, {"a": None, "b": 3}, {}]
+    assert encoded_column(column.slice(1), "map<string,bigint>") == [{"a": None, "b": 3}, {}]
+    assert encoded_column(column.slice(2), "map<string,bigint>") == [{}]
+
+
 @pytest.mark.parametrize(
     ("column", "text"),
     [
@@ -376,6 +465,16 @@ def test_elements_behind_a_null_array_are_not_stored() -> None:
         (pa.array([Decimal("1.234")]), "decimal(12,2)"),
         (pa.array([1], pa.int64()), "array<bigint>"),
         (pa.array([[1], None], pa.list_view(pa.int64())), "array<bigint>"),
+        (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), "array<bigint>"),
+        (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), "map<string,string>"),
+        (pa.array([[("a", "1")]], pa.map_(pa.string(), pa.string())), "map<string,bigint>"),
+        (pa.array([[(1, 1)]], pa.map_(pa.int64(), pa.int64())), "map<string,bigint>"),
+        (pa.array([[("a", 2**40)]], pa.map_(pa.string(), pa.int64())), "map<string,int>"),
+        (pa.array([[(b"\xff", 1)]], pa.map_(pa.binary(), pa.int64())), "map<string,bigint>"),
+        (pa.array([[("a", 2**40), ("a", 1)]], pa.map_(pa.string(), pa.int64())), "map<string,bigint>"),
+        (pa.array([[("b", 1), ("a", 2), ("b", 3)]], pa.map_(pa.string(), pa.int64())), "map<string,bigint>"),
+        (pa.array([[{"key": "a", "value": 1}]]), "map<string,bigint>"),
+        (pa.array([{"a": 1}]), "map<string,bigint>"),
         (pa.array([4_000_000], pa.int32()).cast(pa.date32()), "date"),
         (pa.array([2**60], pa.int64()).cast(pa.timestamp("us")), "timestamp"),
     ],
@@ -404,6 +503,9 @@ def test_a_missing_a_doubled_and_a_null_column_are_named() -> None:
     [
         [("a", "struct<b:int>")],
         [("a", "array<date>")],
+        [("a", "map<int,int>")],
+        [("a", "map<string,date>")],
+        [("a", "map<string,array<int>>")],
         [("a", "smallint")],
         [("a", "int"), ("a", "int")],
         [("", "int")],
@@ -453,6 +555,17 @@ def test_a_value_of_another_schema_is_refused() -> None:
         ("array<int>", "00 09000000 01000000 01 07000000", "a null int has a value"),
         ("array<int>", "00 0a000000 01000000 00 0700000000", "found 10"),
         ("array<string>", "00 09000000 01000000 00 01000000", "within a length"),
+        ("map<string,int>", "00 04000000 ffffffff", "cannot have 4294967295 elements"),
+        ("map<string,int>", "00 00000000", "damaged"),
+        ("map<string,int>", "00 08000000 01000000 00000000", "cannot have 1 elements"),
+        ("map<string,int>", "00 08000000 01000000 01000000", "within a length"),
+        ("map<string,int>", "00 0e000000 01000000 01000000 61 02 00000000", "beyond its last element"),
+        ("map<string,int>", "00 0e000000 01000000 01000000 61 01 07000000", "a null int has a value"),
+        ("map<string,int>", "00 0f000000 01000000 01000000 61 00 0700000000", "found 15"),
+        ("map<string,int>", "00 0e000000 01000000 01000000 ff 00 07000000", "damaged"),
+        ("map<string,boolean>", "00 11000000 02000000 01000000 62 01000000 61 00 0000", "not in ascending order"),
+        ("map<string,boolean>", "00 11000000 02000000 01000000 61 01000000 61 00 0000", "not in ascending order"),
+        ("map<string,int>", "01 04000000 00000000", "a null map has a value"),
     ],
 )
 def test_damage_is_named(text: str, tail: str, problem: str) -> None:

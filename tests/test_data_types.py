@@ -105,7 +105,7 @@ def test_what_a_feature_may_hold_is_what_has_a_codec() -> None:
     texts = {"decimal": "decimal(12,2)", "array": "array<float>", "struct": "struct<a:int>", "map": "map<string,int>"}
     possible = {name for name in TYPES if parse(texts.get(name, name)).is_feature_type}
     assert possible == set(FEATURE_TYPES)
-    assert possible == set(TYPES) - {"tinyint", "smallint", "timestamp_ntz", "struct", "map"}
+    assert possible == set(TYPES) - {"tinyint", "smallint", "timestamp_ntz", "struct"}
 
 
 def test_an_array_feature_holds_simple_elements_only() -> None:
@@ -114,10 +114,17 @@ def test_an_array_feature_holds_simple_elements_only() -> None:
     assert possible == set(ARRAY_ELEMENTS)
 
 
+def test_a_map_feature_is_from_string_to_what_an_array_holds() -> None:
+    texts = [*SIMPLE, "decimal(4,2)", "array<int>", "map<string,int>", "struct<a:int>"]
+    possible = {(key, value) for key in texts for value in texts if parse(f"map<{key},{value}>").is_feature_type}
+    assert possible == {("string", value) for value in ARRAY_ELEMENTS}
+    assert not parse("map<string,int>").row.numerical
+
+
 def test_keys_are_of_types_that_compare_exactly() -> None:
     """Two floating-point numbers that print alike may differ, so they are no keys."""
     assert set(KEY_TYPES) <= set(FEATURE_TYPES)
-    assert {"float", "double", "array"}.isdisjoint(KEY_TYPES)
+    assert {"float", "double", "array", "map"}.isdisjoint(KEY_TYPES)
 
 
 def test_the_table_in_the_docstring_is_the_table() -> None:

@@ -78,10 +78,14 @@ VALUES: dict[str, list[str]] = {
     "binary": ["X'00FF0A'", "X''"],
 }
 ARRAYS = {f"array<{kind}>": [f"array({', '.join(VALUES[kind])}, null)", "array()"] for kind in ARRAY_ELEMENTS}
+MAPS = {
+    f"map<string,{kind}>": [f"map('Zoë 🙂', {VALUES[kind][0]}, 'b', {VALUES[kind][1]}, '', null)", "map()"]
+    for kind in ARRAY_ELEMENTS
+}
 
 
 def test_every_type_of_feature_reads_back_as_it_was_computed(online_place: Place) -> None:
-    every = {**VALUES, **ARRAYS}
+    every = {**VALUES, **ARRAYS, **MAPS}
     assert {kind.partition("(")[0].partition("<")[0] for kind in every} == set(FEATURE_TYPES)
     names = {kind: f"f{number}" for number, kind in enumerate(every)}
     rows = [

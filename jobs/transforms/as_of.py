@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 
 from feature_defs.join_plan import GroupJoin, JoinPlan, TimeRules
 from feature_defs.model import CREATED_TIME, EVENT_TIME
+from jobs.transforms.maps import entries_of, maps_again
 from jobs.transforms.rows import quoted, utc
 
 _TIME, _WINNER, _KNOWN = "_tidemark_time", "_tidemark_winner", "_tidemark_known"
@@ -43,7 +44,7 @@ def training_rows(spine: DataFrame, tables: Sequence[DataFrame], plan: JoinPlan)
 
 def latest_rows(rows: DataFrame, group: GroupJoin, *, now_us: int) -> DataFrame:
     """(keys, event_time, features) of each entity's newest row not after `now_us`, past its ttl or not."""
-    current = rows.where(F.col(EVENT_TIME) <= F.timestamp_micros(F.lit(now_us)))
+    current = entries_of(rows.where(F.col(EVENT_TIME) <= F.timestamp_micros(F.lit(now_us))), group.maps)
     values, alive = _one_newest, F.lit(True)
     if group.skip_nulls:
         values = _each_newest
@@ -52,7 +53,8 @@ def latest_rows(rows: DataFrame, group: GroupJoin, *, now_us: int) -> DataFrame:
     newest = current.groupBy(*group.keys).agg(
         F.max(EVENT_TIME).alias(EVENT_TIME), values(group.features, alive).alias(_WINNER)
     )
-    return newest.select(*group.keys, EVENT_TIME, *(f"{_WINNER}.{name}" for name in group.features))
+    found = newest.select(*group.keys, EVENT_TIME, *(f"{_WINNER}.{name}" for name in group.features))
+    return maps_again(found, group.maps)
 
 
 def _points(spine: DataFrame, keys: Sequence[str]) -> DataFrame:
@@ -72,7 +74,7 @@ def _winners(points: DataFrame, rows: DataFrame, group: GroupJoin, rules: TimeRu
     match.append(row_time < time if rules.strict else row_time <= time)
     if group.ttl_us is not None:
         match.append(F.unix_micros(row_time) >= F.unix_micros(time) - F.lit(group.ttl_us))
-    slim = rows.select(*group.keys, EVENT_TIME, CREATED_TIME, *group.features)
+    slim = entries_of(rows.select(*group.keys, EVENT_TIME, CREATED_TIME, *group.features), group.maps)
     candidates = points.alias("p").join(slim.alias("r"), match, "inner")
     columns = [*(F.col(f"p.{key}") for key in group.keys), F.col(f"p.{_TIME}")]
     rest = [F.col(f"r.{name}") for name in (EVENT_TIME, CREATED_TIME, *group.features)]
@@ -85,12 +87,13 @@ def _winners(points: DataFrame, rows: DataFrame, group: GroupJoin, rules: TimeRu
         .agg(values(group.features, F.lit(True)).alias(_WINNER), values(group.features, known).alias(_KNOWN))
     )
     chosen = _KNOWN if rules.known_by == "spine" else _WINNER
-    return answers.select(
+    found = answers.select(
         *group.keys,
         _TIME,
         *(F.col(f"{chosen}.{feature}").alias(output) for feature, output in group.columns),
         *(_differ(feature).alias(LEAK + output) for feature, output in group.columns),
     )
+    return maps_again(found, [output for feature, output in group.columns if feature in group.maps])
 
 
 def _ordered(features: Sequence[str]) -> Column:

@@ -185,9 +185,12 @@ def _is_wider(found: str, declared: str, *, is_aggregate: bool) -> bool:
 
 def _one_of_equals(rows: DataFrame, group: FeatureGroup, keys: Sequence[str]) -> DataFrame:
     """Rows with equal keys and clocks are one row, the greatest by its values: a total order for every later join."""
-    clocks = [*keys, EVENT_TIME, CREATED_TIME]
+    from jobs.transforms.maps import entries_of, map_names, maps_again
+
+    clocks, maps = [*keys, EVENT_TIME, CREATED_TIME], map_names(group.features)
     values = F.max(F.struct(*(feature.name for feature in group.features))).alias("_tidemark_values")
-    return rows.groupBy(*clocks).agg(values).select(*clocks, "_tidemark_values.*")
+    greatest = entries_of(rows, maps).groupBy(*clocks).agg(values).select(*clocks, "_tidemark_values.*")
+    return maps_again(greatest, maps)
 
 
 # aggregates
