@@ -7,19 +7,24 @@ each have their own, reported.
 
 from __future__ import annotations
 
+import io
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructType
 
-from connectors.lakes import Lakes
+from connectors.file_store import FileStore, open_file_store
+from connectors.lakes import Lakes, joined
+from connectors.offline_tables import OfflineTable
 from connectors.spark_errors import data_errors
 from feature_defs import data_types
-from feature_defs.errors import DataError, listed, near_miss
+from feature_defs.errors import DataError, LakeError, listed, near_miss
 from feature_defs.model import Source
 
 UNREADABLE = "_tidemark_unreadable"
@@ -109,3 +114,88 @@ def _unreadable(subject: str, uri: str, source: Source, error: AnalysisException
         return DataError(subject, f"there is no {source.format} data at {uri} (path '{source.path}')", hint=hint)
     first_line = str(error).splitlines()[0]
     return DataError(subject, f"cannot be read as {source.format}: {first_line}", hint="check format= and schema=")
+
+
+# what a source holds now, as far as its files say it
+
+
+def source_state(source: Source, lakes: Lakes, *, table: OfflineTable | None = None) -> dict[str, Any]:
+    """What a source holds now, as plain JSON data and without a Spark job: equal states mean equal rows.
+
+    `table` is the offline table of a source that is a feature group. `kind` is delta, files, group or, when nothing
+    short of reading the rows would tell, unknown; two unknown states say nothing about each other.
+    """
+    if table is not None:
+        version = table.version()
+        run = table.note(version).get("run") if version is not None else None
+        return {"kind": "group", "table_version": version, "run": run}
+    if source.format not in ("delta", "parquet", "csv", "json"):
+        return {"kind": "unknown"}
+    uri = lakes.uri(source.path)
+    try:
+        files = open_file_store(uri)
+    except LakeError:  # a scheme that only Spark can read
+        return {"kind": "unknown"}
+    if source.format == "delta":
+        return _delta_state(files, uri)
+    is_pattern = re.search(r"[*?\[{]", source.path)  # Spark reads what matches it
+    return {"kind": "unknown"} if is_pattern else _files_state(files, uri)
+
+
+def _delta_state(files: FileStore, uri: str) -> dict[str, Any]:
+    """The newest version, and the id that tells this table from one that was made anew at its path."""
+    log = joined(uri, "_delta_log")
+    names = {file.path for file in files.list_files(log)}
+    commits = sorted((name for name in names if re.fullmatch(r"\d{20}\.json", name)), reverse=True)
+    if not commits:
+        return {"kind": "unknown"}
+    newest = commits[0].removesuffix(".json")
+    table_id = _id_in_checksum(files, log, newest, names) or _id_in_log(files, log, commits, names)
+    return {"kind": "delta", "version": int(newest), "id": table_id} if table_id else {"kind": "unknown"}
+
+
+def _id_in_checksum(files: FileStore, log: str, version: str, names: set[str]) -> str | None:
+    """Delta writes a small checksum file beside most commits, with the whole metadata in it."""
+    if f"{version}.crc" not in names:
+        return None
+    try:
+        return cast("str | None", json.loads(files.read(joined(log, f"{version}.crc")))["metadata"]["id"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _id_in_log(files: FileStore, log: str, commits: Sequence[str], names: set[str]) -> str | None:
+    """From the newest commit down: the first that changed the metadata, or the first checkpoint, which holds it too."""
+    for commit in commits:
+        for line in files.read(joined(log, commit)).splitlines():
+            if b'"metaData"' in line and (metadata := json.loads(line).get("metaData")):
+                return cast("str", metadata["id"])
+        checkpoint = commit.replace(".json", ".checkpoint.parquet")
+        if checkpoint in names:
+            return _id_in_checkpoint(files.read(joined(log, checkpoint)))
+    return None
+
+
+def _id_in_checkpoint(content: bytes) -> str | None:
+    from pyarrow import parquet
+
+    ids = parquet.ParquetFile(io.BytesIO(content)).read(columns=["metaData.id"])["metaData"].to_pylist()
+    return next((row["id"] for row in ids if row and row["id"]), None)
+
+
+def _files_state(files: FileStore, uri: str) -> dict[str, Any]:
+    """Size and time of every data file below the path, or of the one file that it names."""
+    folder, _, name = uri.rpartition("/")
+    try:
+        found = files.list_files(uri) or [file for file in files.list_files(folder) if file.path == name]
+    except LakeError:  # a file cannot be listed
+        found = [file for file in files.list_files(folder) if file.path == name]
+    return {
+        "kind": "files",
+        "files": {file.path: [file.size, file.modified_us] for file in found if not _is_hidden(file.path)},
+    }
+
+
+def _is_hidden(path: str) -> bool:
+    """As Spark judges it: `_SUCCESS` and `.part.crc` are no data, `_day=1/part` is."""
+    return any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in path.split("/"))
