@@ -21,14 +21,15 @@ from pyspark.sql import functions as F
 from connectors.file_store import check_writable, open_file_store
 from connectors.offline_tables import OfflineTable
 from connectors.registry import Snapshot
-from connectors.sources import read_source
 from connectors.spark_errors import data_errors
 from feature_defs import durations
 from feature_defs.errors import DataError, TidemarkError
 from feature_defs.fingerprint import transform_digest
+from feature_defs.inputs import in_order
 from feature_defs.loading import load
 from feature_defs.model import EVENT_TIME, Expectation, FeatureGroup, Source
 from jobs import arguments
+from jobs.inputs import refuse_after_failure, source_rows
 from jobs.place import Place, chosen_groups, new_run, now_us, time_of
 from jobs.report import counted, step, table
 from jobs.transforms.expectations import STOPPED, broken, checked, rules_of
@@ -89,16 +90,19 @@ def compute(place: Place, groups: Sequence[str] = (), *, now: datetime.datetime 
     started = time.monotonic()
     snapshot = place.applied()
     run = new_run()
-    chosen = chosen_groups(snapshot, groups)
+    chosen = in_order(chosen_groups(snapshot, groups), snapshot.definitions)
     found, failed = [], []
+    lost: list[str] = []
     for group in chosen:
         try:
+            refuse_after_failure(group, snapshot.definitions, lost)
             with step(f"compute {group.name}"), data_errors(f"FeatureGroup '{group.name}'"):
                 found.append(_compute_group(place, snapshot, group, run, now_us(now)))
         except TidemarkError as error:  # noqa: PERF203 - one group's fault must not keep the others from being computed
             if len(chosen) == 1:
                 raise
             failed.append(error)
+            lost.append(group.name)
     report = ComputeReport(
         run=run,
         snapshot=snapshot.number,
@@ -134,7 +138,7 @@ def _compute_group(place: Place, snapshot: Snapshot, group: FeatureGroup, run: s
     started = time.monotonic()
     definitions = snapshot.definitions
     source, entity = definitions.source_of(group), definitions.entity_of(group)
-    raw = read_source(place.spark, source, place.lakes)
+    raw = source_rows(place, snapshot, source)
     kept = transformed(filtered(raw.rows, source), _transform(place, group))
     rows = marked(clocked(kept, source), entity)
     told = _inspected(rows, source, group, now)
