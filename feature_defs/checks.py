@@ -75,7 +75,8 @@ def check(objects: Sequence[Definition]) -> tuple[Definitions | None, tuple[Faul
         faults += _faults(service, _service(service, definitions))
     if circle := inputs.cycle(definitions):
         names = ", ".join(f"'{item.name}'" for item in circle)
-        faults += _faults(circle[0], iter([(f"{names} are made from one another", "make one of them from raw rows")]))
+        problem = f"{names} are made from one another" if len(circle) > 1 else "is made from itself"
+        faults += _faults(circle[0], iter([(problem, "make one of them from raw rows")]))
     return (None, tuple(sorted(faults))) if faults else (definitions, ())
 
 

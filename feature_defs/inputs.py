@@ -101,7 +101,8 @@ def _parameter_faults(transform: Callable[..., Any] | TransformReference, names:
 def cycle(definitions: Definitions) -> tuple[FeatureGroup | Source, ...]:
     """Groups and sources that are made from one another, in name order; none when all is well."""
     needs = {
-        (GROUP_FORMAT, name): _nodes([group.source_name], definitions) for name, group in definitions.groups.items()
+        (GROUP_FORMAT, name): _nodes([group.source_name], definitions) - {(GROUP_FORMAT, name)}
+        for name, group in definitions.groups.items()
     }
     for name, source in definitions.sources.items():
         needs["source", name] = _nodes(_input_names(source), definitions)

@@ -283,8 +283,10 @@ def _located(settings: Settings, path: Path) -> Settings:
 
 
 _COORDINATE = re.compile(r"[\w.-]+:[\w.-]+:[\w.-]+")
-# ?password=, ;password=, oracle's user/password@ and user:password@
-_URL_PASSWORD = re.compile(r"[?&;:](password|pwd)=|[:/][^/:@;?]+[:/][^/@;?]+@", re.IGNORECASE)
+# ?password=, ;trustStorePassword=, //user:password@ and oracle's thin:user/password@
+_URL_PASSWORD = re.compile(
+    r"[?&;:(,]\w*(password|pwd)\s*=|://[^/?;@]*:[^?;@]*@|oracle:\w+:[^/@]+/[^@]*@", re.IGNORECASE
+)
 
 
 def _check_database(database: DatabaseSettings, where: str, subject: str) -> None:

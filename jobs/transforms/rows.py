@@ -146,4 +146,4 @@ def _own(rows: DataFrame) -> list[str]:
 
 def reason(error: PySparkException) -> str:
     """Spark's own words on what is wrong, without its plan dump."""
-    return str(error).split("; line ")[0].split(" SQLSTATE")[0].splitlines()[0]
+    return str(error).split("; line ")[0].split(" SQLSTATE")[0].strip().splitlines()[0]
