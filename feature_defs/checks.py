@@ -182,7 +182,7 @@ def _path_of(source: Source) -> Found:
 def _source_of(group: FeatureGroup, definitions: Definitions) -> Source | None:
     """The group's source; of another group what it looks like from here, as far as it is sound itself."""
     source, other = _named(group.source_name, definitions.sources), _named(group.source_name, definitions.groups)
-    if source is not None or other is None:
+    if source is not None or other is None or other is group:
         return source
     entity = _named(other.entity_name, definitions.entities)
     features = other.features if _is_list(other.features) else [None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from feature_defs.checks import check
 from feature_defs.errors import DataError, Fault, TidemarkError
 from feature_defs.fingerprint import fingerprint
 from feature_defs.inputs import in_order
+from feature_defs.loading import load
 from feature_defs.model import Definition
 from feature_defs.snapshot import from_plain, to_plain
 from jobs.apply import apply
 from jobs.compute import ComputeReport, GroupsFailed, compute
 from jobs.inputs import source_rows
 from jobs.place import Place
+from jobs.settings import load_settings
 from jobs.show import show
+from tests.definition_files import write
 from tests.lab import NOW, Table, checked, put, put_text, register, write_definitions
 from tests.pipe_tables import assert_rows
 
@@ -388,3 +392,13 @@ def test_show_names_what_a_definition_is_made_from_and_what_is_made_from_it(plac
     assert show(place, "enriched").lineage == {"used by groups": ("spend",)}
     assert show(place, "service").lineage["made from"] == ("group wealth v1",)
     assert "inputs: purchases, customers" in show(place, "enriched").text()
+
+
+def test_the_page_on_sources_tells_the_truth(tmp_path: Path) -> None:
+    """Its definitions are sound and its profile is one."""
+    page = Path(__file__).resolve().parent.parent.joinpath("docs", "sources.md").read_text(encoding="utf-8")
+    (code,), (profile,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "toml"))
+    definitions = load(write(tmp_path, {"definitions/shop.py": code}) / "definitions")
+    assert f"fingerprint: {fingerprint(definitions.groups['customer_spend'], definitions)}" in page
+    write(tmp_path, {"place.toml": f'name = "x"\ndefinitions = "definitions"\n[lakes]\n{profile}'})
+    assert load_settings(str(tmp_path / "place.toml"), {}).databases["shop"].parallel["orders"].partitions == 8
