@@ -400,5 +400,8 @@ def test_the_page_on_sources_tells_the_truth(tmp_path: Path) -> None:
     (code,), (profile,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "toml"))
     definitions = load(write(tmp_path, {"definitions/shop.py": code}) / "definitions")
     assert f"fingerprint: {fingerprint(definitions.groups['customer_spend'], definitions)}" in page
-    write(tmp_path, {"place.toml": f'name = "x"\ndefinitions = "definitions"\n[lakes]\n{profile}'})
+    write(
+        tmp_path,
+        {"place.toml": f'name = "x"\ndefinitions = "definitions"\n[lakes]\n[online]\nkind = "none"\n{profile}'},
+    )
     assert load_settings(str(tmp_path / "place.toml"), {}).databases["shop"].parallel["orders"].partitions == 8
