@@ -26,7 +26,7 @@ from connectors.source_changes import Added, State
 from connectors.spark_errors import data_errors
 from feature_defs import data_types
 from feature_defs.errors import DataError, LakeError, listed, near_miss
-from feature_defs.model import Source
+from feature_defs.model import GROUP_FORMAT, Source
 
 UNREADABLE = "_tidemark_unreadable"
 _READ_OPTIONS = {
@@ -62,16 +62,28 @@ def read_source(
             found = found if added is None else added.rows(found)
     except AnalysisException as error:
         raise _unreadable(subject, uri, source, error) from error
+    return declared_rows(source, found, uri, empty=empty)
+
+
+def declared_rows(source: Source, found: DataFrame, where: str, *, empty: bool) -> SourceRows:
+    """What was found as the source declares it; DataError when it is empty or something else."""
+    subject = f"{'FeatureGroup' if source.format == GROUP_FORMAT else 'Source'} '{source.name}'"
     if empty:
         hint = "check the path and that the step before has written; nothing was changed"
-        raise DataError(subject, f"holds no rows: {uri}", hint=hint)
+        raise DataError(subject, f"holds no rows: {where}", hint=hint)
+    unreadable = F.col(UNREADABLE) if UNREADABLE in found.columns else F.lit(None).cast("string")
     if source.schema is None:
-        return SourceRows(found.select("*", F.lit(None).cast("string").alias(UNREADABLE)), ())
+        return SourceRows(found.select(*_others(found), unreadable.alias(UNREADABLE)), ())
     _check_schema(subject, source, found.schema)
     extra = tuple(name for name in found.columns if name not in (*source.schema, UNREADABLE))
     columns = [F.col(f"`{name}`") for name in source.schema]
-    unreadable = _whole_row_checked(columns) if UNREADABLE in found.columns else F.lit(None).cast("string")
+    if source.format in _READ_OPTIONS:
+        unreadable = _whole_row_checked(columns)
     return SourceRows(found.select(*columns, unreadable.alias(UNREADABLE)), extra)
+
+
+def _others(rows: DataFrame) -> list[Column]:
+    return [F.col(f"`{name}`") for name in rows.columns if name != UNREADABLE]
 
 
 def _loaded(spark: SparkSession, source: Source, uri: str, state: State) -> DataFrame:
@@ -140,7 +152,7 @@ def source_state(source: Source, lakes: Lakes, *, table: OfflineTable | None = N
         version = table.version()
         run = table.note(version).get("run") if version is not None else None
         return {"kind": "group", "table_version": version, "run": run}
-    if source.format not in ("delta", "parquet", "csv", "json"):
+    if source.inputs or source.format not in ("delta", "parquet", "csv", "json"):
         return {"kind": "unknown"}
     uri = lakes.uri(source.path)
     try:

@@ -37,6 +37,8 @@ def data_errors(subject: str) -> Iterator[None]:
 def _explained(text: str) -> tuple[str, str] | None:
     if "CSV header does not conform" in text or "in CSV header is not equal" in text:
         return "a csv file's header is not that of the others", "give all files below the path the same columns"
+    if re.search(r"\bjava\.sql\.SQL\w*Exception|\bPSQLException|\bSQLiteException", text):
+        return "its database failed while rows were read", "check that it still answers, then run again"
     errors = [(found["condition"], found["state"]) for found in _ERROR.finditer(text)]
     if any(condition == "DUPLICATED_MAP_KEY" for condition, _ in errors):  # whose message quotes the key
         hint = "aggregate the entries by key first, or keep one of each; nothing was written"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from feature_defs import data_types, snapshot
+from feature_defs.inputs import downstream
 from feature_defs.model import Definitions, FeatureGroup, Service
 
 ADDED, CHANGED, REMOVED = "added", "changed", "removed"
@@ -188,3 +189,7 @@ def _warnings(wanted: Definitions) -> Iterator[str]:
         if using:
             names = ", ".join(f"'{service.name}'" for service in using)
             yield f"FeatureGroup '{group.name}' is deprecated and still used by service {names}"
+        using_groups = downstream(group.name, wanted) if group.is_deprecated else ()
+        if using_groups:
+            names = ", ".join(f"'{name}'" for name in using_groups)
+            yield f"FeatureGroup '{group.name}' is deprecated and still used by group {names}"

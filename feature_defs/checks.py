@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from feature_defs import data_types, durations, expressions
+from feature_defs import data_types, durations, expressions, inputs
 from feature_defs.aggregates import AGGREGATES
 from feature_defs.errors import Fault, listed, near_miss
 from feature_defs.fingerprint import transform_digest
@@ -21,6 +21,7 @@ from feature_defs.model import (
     CREATED_TIME,
     EVENT_TIME,
     FEATURE_KINDS,
+    GROUP_FORMAT,
     OFFLINE_FORMATS,
     SEVERITIES,
     SOURCE_FORMATS,
@@ -36,6 +37,7 @@ from feature_defs.model import (
     Service,
     Source,
     TransformReference,
+    group_as_source,
 )
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -63,7 +65,7 @@ def check(objects: Sequence[Definition]) -> tuple[Definitions | None, tuple[Faul
     for entity in definitions.entities.values():
         faults += _faults(entity, _entity(entity))
     for source in definitions.sources.values():
-        faults += _faults(source, _source(source))
+        faults += _faults(source, _source(source, definitions))
     for group in definitions.groups.values():
         faults += _faults(group, _group(group, definitions))
         for feature in group.features if _is_list(group.features) else ():
@@ -71,6 +73,10 @@ def check(objects: Sequence[Definition]) -> tuple[Definitions | None, tuple[Faul
                 faults += _feature_faults(group, feature, definitions)
     for service in definitions.services.values():
         faults += _faults(service, _service(service, definitions))
+    if circle := inputs.cycle(definitions):
+        names = ", ".join(f"'{item.name}'" for item in circle)
+        problem = f"{names} are made from one another" if len(circle) > 1 else "is made from itself"
+        faults += _faults(circle[0], iter([(problem, "make one of them from raw rows")]))
     return (None, tuple(sorted(faults))) if faults else (definitions, ())
 
 
@@ -128,11 +134,17 @@ def _entity(entity: Entity) -> Found:
             )
 
 
-def _source(source: Source) -> Found:
+def _source(source: Source, definitions: Definitions) -> Found:
     yield from _name(source.name)
     yield from _plain_fields(source)
-    if not isinstance(source.path, str) or not _PATH.fullmatch(source.path):
-        yield f"path {source.path!r} is not a logical path", "write lake://NAME/path; a profile says where NAME is"
+    if source.inputs:
+        yield from inputs.input_faults(source, [*definitions.sources, *definitions.groups])
+        for item in source.inputs if _is_list(source.inputs) else ():
+            if isinstance(item, Source | FeatureGroup | str):
+                yield from _source_reference("input", item, definitions, source.name)
+        yield from _transform(source.transform)
+    else:
+        yield from _path_of(source)
     yield from _one_of("format", source.format, SOURCE_FORMATS)
     if source.schema is None:
         if source.format in _MISSING_SCHEMA:
@@ -150,6 +162,46 @@ def _source(source: Source) -> Found:
                 yield from _clock_type(clock, name, source.schema)
     if source.filter is not None:
         yield from _sql("filter", source.filter, _columns_of(source), f"source '{source.name}'")
+
+
+def _path_of(source: Source) -> Found:
+    for field, value in (("sql", source.sql), ("transform", source.transform)):
+        if value is not None:
+            yield f"has {field}= but no inputs=", "name what it reads: inputs=[purchases, customers]"
+            return
+    if source.format == "jdbc":
+        if not isinstance(source.path, str) or not inputs.TABLE_PATH.fullmatch(source.path):
+            hint = "write jdbc://NAME/schema.table; a profile's [databases] says where NAME is"
+            yield f"path {source.path!r} is not a table of a database", hint
+    elif isinstance(source.path, str) and source.path.startswith("jdbc:"):
+        yield f"path {source.path!r} is a database's", 'add format="jdbc"'
+    elif not isinstance(source.path, str) or not _PATH.fullmatch(source.path):
+        yield f"path {source.path!r} is not a logical path", "write lake://NAME/path; a profile says where NAME is"
+
+
+def _source_of(group: FeatureGroup, definitions: Definitions) -> Source | None:
+    """The group's source; of another group what it looks like from here, as far as it is sound itself."""
+    source, other = _named(group.source_name, definitions.sources), _named(group.source_name, definitions.groups)
+    if source is not None or other is None or other is group:
+        return source
+    entity = _named(other.entity_name, definitions.entities)
+    features = other.features if _is_list(other.features) else [None]
+    are_named = all(isinstance(item, Feature) and isinstance(item.name, str) for item in features)
+    if entity is not None and isinstance(entity.keys, Mapping) and are_named:
+        return group_as_source(other, entity)
+    return Source(other.name, format=GROUP_FORMAT, event_time=EVENT_TIME)
+
+
+def _where(source: Source | None, name: str) -> str:
+    return f"{'group' if source and source.format == GROUP_FORMAT else 'source'} '{name}'"
+
+
+def _source_reference(what: str, value: object, definitions: Definitions, own: object) -> Found:
+    """A source or a group, or the name of one, which has to be there and has to be meant."""
+    groups = {name: group for name, group in definitions.groups.items() if name != own or value is group}
+    yield from _reference(what, value, {**definitions.sources, **groups})
+    if isinstance(value, FeatureGroup) and value.name in definitions.sources:
+        yield f"{what} is the group '{value.name}', but a source has that name too", "rename one of the two"
 
 
 def _columns_of(source: Source | None) -> tuple[str, ...] | None:
@@ -170,7 +222,7 @@ def _group(group: FeatureGroup, definitions: Definitions) -> Found:
     yield from _name(group.name)
     yield from _plain_fields(group)
     yield from _reference("entity", group.entity, definitions.entities)
-    yield from _reference("source", group.source, definitions.sources)
+    yield from _source_reference("source", group.source, definitions, group.name)
     yield from _one_of("offline", group.offline, OFFLINE_FORMATS)
     yield from _version(group.version)
     yield from _duration("ttl", group.ttl)
@@ -248,14 +300,14 @@ def _keys_of_group(group: FeatureGroup, definitions: Definitions) -> Found:
     for feature in group.features:
         if isinstance(feature, Feature) and str(feature.name).lower() in taken:
             yield f"feature '{feature.name}' has the name of a key", "rename the feature"
-    source = _named(group.source_name, definitions.sources)
+    source = _source_of(group, definitions)
     columns = _columns_of(source)
     if source is None or columns is None or group.transform is not None:
         return
     for key in keys:
         if key not in columns:
             yield (
-                f"key '{key}' is not a column of source '{source.name}' ({listed(columns)})",
+                f"key '{key}' is not a column of {_where(source, source.name)} ({listed(columns)})",
                 near_miss(key, columns) + "rename it in the source or in the entity",
             )
     entity = _named(group.entity_name, definitions.entities)
@@ -271,7 +323,7 @@ def _key_types(keys: Mapping[str, object], columns: Mapping[str, object], source
         if not declared or not found or faults or more or declared.kind not in data_types.KEY_TYPES:
             continue  # a fault already
         if not data_types.is_key_of(found.spark, declared):
-            where = f"{found.spark} in source '{source.name}', {declared.spark} in the entity"
+            where = f"{found.spark} in {_where(source, source.name)}, {declared.spark} in the entity"
             yield f"key '{key}' is {where}", "declare the same type in both"
 
 
@@ -336,12 +388,12 @@ def _can_be(value: object, kind: data_types.DataType) -> bool:
 
 
 def _expression(group: FeatureGroup, feature: Feature, definitions: Definitions) -> Found:
-    source = _named(group.source_name, definitions.sources)
+    source = _source_of(group, definitions)
     rows = _columns_of(source) if group.transform is None else None
-    where = f"source '{group.source_name}'"
+    where = _where(source, group.source_name)
     match feature.expression:
         case Aggregate():
-            yield from _aggregate(group, feature.expression, rows)
+            yield from _aggregate(group, feature.expression, rows, where)
         case None if group.aggregates:
             yield "has no expression in a group with aggregates", "give it an Aggregate or an expression of features"
         case None:
@@ -363,14 +415,14 @@ def _expression(group: FeatureGroup, feature: Feature, definitions: Definitions)
             yield f"expression is {type(feature.expression).__name__}", "give Spark SQL as text, or an Aggregate"
 
 
-def _aggregate(group: FeatureGroup, aggregate: Aggregate, rows: tuple[str, ...] | None) -> Found:
+def _aggregate(group: FeatureGroup, aggregate: Aggregate, rows: tuple[str, ...] | None, where: str) -> Found:
     yield from _one_of("aggregate", aggregate.function, tuple(AGGREGATES))
     function = _named(aggregate.function, AGGREGATES)
     if function and function.needs_column and aggregate.column is None:
         yield f"aggregate {aggregate.function} has no column", f'write Aggregate("{aggregate.function}", "amount")'
     for label, text in (("aggregate column", aggregate.column), ("where", aggregate.where)):
         if text is not None:
-            yield from _sql(label, text, rows, f"source '{group.source_name}'")
+            yield from _sql(label, text, rows, where)
     yield from _duration("window", aggregate.window)
     if aggregate.window and group.every:
         try:
@@ -467,10 +519,10 @@ def _one_of(what: str, value: object, allowed: Sequence[str]) -> Found:
 
 def _reference(what: str, value: object, known: Mapping[str, Any]) -> Found:
     """A definition or its name, which has to be one of the known."""
-    name = value.name if isinstance(value, Entity | Source) else value
+    name = value.name if isinstance(value, Entity | Source | FeatureGroup) else value
     if _named(name, known) is not None:
         return
-    if isinstance(value, Entity | Source):
+    if isinstance(value, Entity | Source | FeatureGroup):
         hint = "give it a name of its own at the top level of a file, and use that name here"
         yield f"{what} '{name}' stands at the top level of no file", hint
     else:

@@ -5,7 +5,7 @@
     |- DefinitionError             3    definition files, every fault at once
     |- ChangeRefused               3    an apply that would break a service or silently change a type
     |- DataError                   5    a source, a spine or an offline table does not hold what was declared
-    |- LakeError                   6    a lake or the registry cannot be read or written
+    |- LakeError                   6    a lake, a database or the registry cannot be read or written
     |  `- RegistryConflict         6    somebody else applied first
     |- OnlineStoreError            7    Redis is down, refuses, or holds something else
     |- MissingPartError            8    Java, a jar or an optional package is not there

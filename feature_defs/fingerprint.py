@@ -1,7 +1,8 @@
 """The semantic fingerprint of a feature group: it changes when the group's values may change, and only then.
 
-In: entity keys, source, features in name order with their types and expressions, every, ttl, skip_nulls, the
-transform's own code and quarantine rules. Out: owner, descriptions, tags, status, layout of SQL, order of features.
+In: entity keys, source (with its inputs; of a group that group's fingerprint), features in name order with their types
+and expressions, every, ttl, skip_nulls, the transform's own code and quarantine rules. Out: owner, descriptions, tags,
+status, layout of SQL, order of features.
 The same text gives the same 16 hex digits on every machine and Python version: only JSON and SHA-256 are used.
 """
 
@@ -20,22 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from feature_defs import data_types, expressions
-from feature_defs.model import Aggregate, Definitions, FeatureGroup, TransformReference
+from feature_defs.model import GROUP_FORMAT, Aggregate, Definitions, FeatureGroup, Source, TransformReference
 
 
 def fingerprint(group: FeatureGroup, definitions: Definitions) -> str:
-    source = definitions.source_of(group)
     entity = definitions.entity_of(group)
     meaning = {
         "keys": [[column, _type(kind)] for column, kind in entity.keys.items()],
-        "source": {
-            "path": source.path,
-            "format": source.format,
-            "event_time": source.event_time,
-            "created_time": source.created_time,
-            "filter": _sql(source.filter),
-            "schema": {column: _type(kind) for column, kind in (source.schema or {}).items()},
-        },
+        "source": _source(definitions.source_of(group), definitions),
         "features": sorted(
             [feature.name, _type(feature.type), _value(feature.expression)] for feature in group.features
         ),
@@ -49,6 +42,26 @@ def fingerprint(group: FeatureGroup, definitions: Definitions) -> str:
     }
     text = json.dumps(meaning, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _source(source: Source, definitions: Definitions) -> dict[str, Any]:
+    """What decides a source's rows. Of a group that is all that decides its own table, and which version of it."""
+    if source.format == GROUP_FORMAT:
+        group = definitions.groups[source.name]
+        return {"group": group.name, "version": group.version, "fingerprint": fingerprint(group, definitions)}
+    meaning: dict[str, Any] = {
+        "path": source.path,
+        "format": source.format,
+        "event_time": source.event_time,
+        "created_time": source.created_time,
+        "filter": _sql(source.filter),
+        "schema": {column: _type(kind) for column, kind in (source.schema or {}).items()},
+    }
+    if source.inputs:
+        names = source.input_names
+        meaning["inputs"] = {name: _source(definitions.source_named(name), definitions) for name in names}
+        meaning["sql"], meaning["transform"] = _sql(source.sql), transform_digest(source.transform)
+    return meaning
 
 
 def _type(text: str) -> str:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OFFLINE_FORMATS = ("delta", "parquet")
-SOURCE_FORMATS = ("delta", "parquet", "csv", "json")
+SOURCE_FORMATS = ("delta", "parquet", "csv", "json", "jdbc")
+GROUP_FORMAT = "group"  # of the source that a feature group is to the groups made from it
 STATUSES = ("active", "deprecated")
 FEATURE_KINDS = ("numerical", "categorical")
 SEVERITIES = ("warn", "quarantine", "stop")
@@ -54,17 +55,28 @@ class Entity:
 
 @dataclass(frozen=True)
 class Source:
-    """Where raw rows come from. `schema` maps columns to types; csv and json must have one."""
+    """Where raw rows come from. `schema` maps columns to types; csv and json must have one.
+
+    Rows lie at a `path` (lake://NAME/path, or jdbc://DATABASE/table), or are made from `inputs`, other sources and
+    feature groups, by `sql` that names them in braces or by a `transform` that takes a DataFrame for each.
+    """
 
     name: str
-    path: str = field(kw_only=True)
+    path: str = field(default="", kw_only=True)
     event_time: str = field(kw_only=True)
     format: str = field(default="delta", kw_only=True)
     created_time: str | None = field(default=None, kw_only=True)
     filter: str | None = field(default=None, kw_only=True)
     schema: Mapping[str, str] | None = field(default=None, kw_only=True)
     description: str = field(default="", kw_only=True)
+    inputs: Sequence[Source | FeatureGroup | str] = field(default=(), kw_only=True)
+    sql: str | None = field(default=None, kw_only=True)
+    transform: Callable[..., Any] | TransformReference | None = field(default=None, kw_only=True)
     at: Location = _located()
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(item if isinstance(item, str) else item.name for item in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -121,7 +133,7 @@ class TransformReference:
 
 @dataclass(frozen=True)
 class FeatureGroup:
-    """Entity + source -> one offline table.
+    """Entity + source -> one offline table. The source may be another group: its offline table is read.
 
     `every` cuts time on a grid: one row per entity and grid point, its value computed over (t - window, t]. Without it
     there is a row at every event. `transform`, a DataFrame -> DataFrame function, runs on the source's rows first.
@@ -130,7 +142,7 @@ class FeatureGroup:
 
     name: str
     entity: Entity | str = field(kw_only=True)
-    source: Source | str = field(kw_only=True)
+    source: Source | FeatureGroup | str = field(kw_only=True)
     features: Sequence[Feature] = field(kw_only=True)
     every: str | None = field(default=None, kw_only=True)
     ttl: str | None = field(default=None, kw_only=True)
@@ -156,7 +168,7 @@ class FeatureGroup:
 
     @property
     def source_name(self) -> str:
-        return self.source.name if isinstance(self.source, Source) else self.source
+        return self.source.name if isinstance(self.source, Source | FeatureGroup) else self.source
 
     @property
     def is_deprecated(self) -> bool:
@@ -206,6 +218,15 @@ def _selection(item: FeatureGroup | FeatureSelection | str) -> FeatureSelection:
             return FeatureSelection(item)
 
 
+def group_as_source(group: FeatureGroup, entity: Entity) -> Source:
+    """A group's offline table as the groups made from it see it: keys, the two clocks, features."""
+    features = {feature.name: feature.type for feature in group.features}
+    schema = {**entity.keys, EVENT_TIME: "timestamp", CREATED_TIME: "timestamp", **features}
+    return Source(
+        group.name, format=GROUP_FORMAT, event_time=EVENT_TIME, created_time=CREATED_TIME, schema=schema, at=group.at
+    )
+
+
 Definition = Entity | Source | FeatureGroup | Service
 WORDS: tuple[type, ...] = (Entity, Source, FeatureGroup, Service)
 
@@ -223,7 +244,14 @@ class Definitions:
         return self.entities[group.entity_name]
 
     def source_of(self, group: FeatureGroup) -> Source:
-        return self.sources[group.source_name]
+        return self.source_named(group.source_name)
+
+    def source_named(self, name: str) -> Source:
+        """A source by its name, or a feature group as the source that it is to others."""
+        if name in self.sources:
+            return self.sources[name]
+        group = self.groups[name]
+        return group_as_source(group, self.entity_of(group))
 
     def features_of(self, service: Service) -> tuple[tuple[FeatureGroup, tuple[Feature, ...]], ...]:
         """The service's groups in its order, each with the chosen features."""

@@ -31,7 +31,7 @@ def to_plain(definitions: Definitions) -> dict[str, Any]:
     """Definitions as data that JSON can hold, in name order."""
     return {
         "entities": {name: _plain(item) for name, item in sorted(definitions.entities.items())},
-        "sources": {name: _plain(item) for name, item in sorted(definitions.sources.items())},
+        "sources": {name: _plain_source(item) for name, item in sorted(definitions.sources.items())},
         "groups": {name: plain_group(item, definitions) for name, item in sorted(definitions.groups.items())},
         "services": {name: _plain_service(item) for name, item in sorted(definitions.services.items())},
     }
@@ -46,6 +46,16 @@ def plain_group(group: FeatureGroup, definitions: Definitions) -> dict[str, Any]
     kept = reference(group.transform)
     plain["transform"] = _plain(kept) if kept else None
     plain["fingerprint"] = fingerprint(group, definitions)
+    return plain
+
+
+def _plain_source(source: Source) -> dict[str, Any]:
+    """A source by value; what it is made from is there only where it is made from something."""
+    plain = _plain(source)
+    made = {name: plain.pop(name) for name in ("inputs", "sql", "transform")}
+    if source.inputs:
+        kept = reference(source.transform)
+        plain |= {**made, "inputs": list(source.input_names), "transform": _plain(kept) if kept else None}
     return plain
 
 
@@ -75,10 +85,15 @@ def from_plain(plain: Mapping[str, Any]) -> Definitions:
     """The definitions that a snapshot holds."""
     return Definitions(
         entities={name: Entity(**item) for name, item in plain["entities"].items()},
-        sources={name: Source(**item) for name, item in plain["sources"].items()},
+        sources={name: _source(item) for name, item in plain["sources"].items()},
         groups={name: _group(item) for name, item in plain["groups"].items()},
         services={name: _service(item) for name, item in plain["services"].items()},
     )
+
+
+def _source(plain: Mapping[str, Any]) -> Source:
+    kept = plain.get("transform")
+    return Source(**{**plain, "transform": TransformReference(**kept) if kept else None})
 
 
 def _group(plain: Mapping[str, Any]) -> FeatureGroup:

@@ -17,8 +17,10 @@ from dataclasses import asdict, dataclass
 from connectors.spark_errors import data_errors
 from feature_defs import durations
 from feature_defs.errors import TidemarkError, UsageError
+from feature_defs.inputs import in_order
 from jobs import arguments
 from jobs.group_run import Backfill, ComputedGroup, compute_group
+from jobs.inputs import refuse_after_failure
 from jobs.place import Place, chosen_groups, new_run, now_us
 from jobs.report import counted, step, table
 
@@ -76,16 +78,19 @@ def compute(
     started = time.monotonic()
     snapshot = place.applied()
     run = new_run()
-    chosen = chosen_groups(snapshot, groups)
+    chosen = in_order(chosen_groups(snapshot, groups), snapshot.definitions)
     found, failed = [], []
+    lost: list[str] = []
     for group in chosen:
         try:
+            refuse_after_failure(group, snapshot.definitions, lost)
             with step(f"compute {group.name}"), data_errors(f"FeatureGroup '{group.name}'"):
                 found.append(compute_group(place, snapshot, group, run, now=now_us(now), full=full, backfill=backfill))
         except TidemarkError as error:  # noqa: PERF203 - one group's fault must not keep the others from being computed
             if len(chosen) == 1:
                 raise
             failed.append(error)
+            lost.append(group.name)
     report = ComputeReport(
         run=run,
         snapshot=snapshot.number,

@@ -21,12 +21,12 @@ from connectors.file_store import check_writable, open_file_store
 from connectors.offline_tables import OfflineTable, Span
 from connectors.registry import Snapshot
 from connectors.source_changes import Added, State, added_since
-from connectors.sources import read_source, source_state
 from feature_defs import durations
 from feature_defs.errors import DataError
 from feature_defs.fingerprint import transform_digest
 from feature_defs.loading import load
 from feature_defs.model import EVENT_TIME, HIDDEN, REJECTED, Entity, Expectation, FeatureGroup, Source
+from jobs.inputs import source_rows, state_of
 from jobs.place import Place, time_of
 from jobs.report import step
 from jobs.transforms.expectations import STOPPED, broken, checked, rules_of
@@ -121,13 +121,14 @@ def compute_group(
 ) -> ComputedGroup:
     """Bring a group's offline table up to its source."""
     source = snapshot.definitions.source_of(group)
-    state = source_state(source, place.lakes)
+    state = state_of(place, snapshot, source)
     fingerprint = snapshot.fingerprint(group.name)
     note = {"run": run, "verb": "compute", "group": group.name, "fingerprint": fingerprint, "snapshot": snapshot.number}
     job = _Job(place, snapshot, group, place.table(group), note, state, now, time.monotonic())
     if backfill is not None:
         return _backfilled(job, backfill)
-    work = planned(job.table, group, fingerprint, state, place.lakes.uri(source.path), full=full)
+    uri = place.lakes.uri(source.path) if state["kind"] == "delta" else ""
+    work = planned(job.table, group, fingerprint, state, uri, full=full)
     match work.how:
         case "full":
             return _compute_all(job, work)
@@ -164,7 +165,7 @@ class _Job:
 
     def rows(self, added: Added | None = None) -> tuple[DataFrame, tuple[str, ...]]:
         """The source's rows with clocks and reasons for rejection, and the columns that its schema lacks."""
-        raw = read_source(self.place.spark, self.source, self.place.lakes, state=self.state, added=added)
+        raw = source_rows(self.place, self.snapshot, self.source, state=self.state, added=added)
         kept = transformed(filtered(raw.rows, self.source), _transform(self.place, self.group))
         return marked(clocked(kept, self.source), self.entity), raw.extra_columns
 

@@ -12,19 +12,23 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
 from feature_defs.errors import MissingPartError
-from jobs.settings import Settings, SparkSettings
+from jobs.settings import Settings, SparkSettings, coordinates
 
 DELTA_JARS = ("io.delta:delta-spark_4.2_2.13:4.4.0", "io.delta:delta-storage:4.4.0")
+# An exclusion holds for all that is asked for in one go, so none of these may match a driver or a user's own package.
 _NOT_WITH_THEM = (
-    "com.*:*", "io.delta:delta-kernel-*", "io.unitycatalog:*", "org.antlr:*", "org.apache.*:*", "org.roaringbitmap:*",
-    "org.slf4j:*",
+    "com.fasterxml.*:*", "com.github.luben:*", "com.google.code.*:*", "io.delta:delta-kernel-*", "io.unitycatalog:*",
+    "org.antlr:*", "org.apache.hadoop:hadoop-client-*", "org.apache.logging.*:*", "org.apache.parquet:*",
+    "org.roaringbitmap:*", "org.slf4j:*",
 )  # fmt: skip
+_JOINED = ("spark.jars", "spark.jars.packages", "spark.jars.excludes")  # lists of ours and of the profile
 _JAVA_HINT = (
     "install a JDK or JRE 17: `apt-get install openjdk-17-jre-headless`, `dnf install java-17-openjdk-headless`, "
     "`brew install openjdk@17`; or set JAVA_HOME to one"
@@ -58,9 +62,7 @@ def open_session(settings: Settings, *, app: str = "tidemark") -> SparkSession:
             os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # else a look-up of this machine's name
         if spark.log_config:
             builder = builder.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={spark.log_config}")
-        for key, value in _jars(spark).items():
-            builder = builder.config(key, value)
-    for key, value in {**_ALWAYS, **spark.conf}.items():
+    for key, value in {**_ALWAYS, **with_jars(settings)}.items():
         builder = builder.config(key, value)
     return _with_rules(builder.getOrCreate())
 
@@ -82,20 +84,35 @@ def _is_submitted() -> bool:
     return "PYSPARK_GATEWAY_PORT" in os.environ
 
 
-def _jars(spark: SparkSettings) -> dict[str, str]:
-    """How Delta reaches the classpath: by cached files, else by coordinates; not at all where the cluster brings it."""
-    if not spark.jars:
-        return {}
-    if _is_submitted():
-        return _DELTA
-    if cached := cached_jars():
-        return {**_DELTA, "spark.jars": ",".join(map(str, cached))}
-    return {**_DELTA, "spark.jars.packages": ",".join(DELTA_JARS), "spark.jars.excludes": ",".join(_NOT_WITH_THEM)}
+def with_jars(settings: Settings) -> dict[str, str]:
+    """The profile's conf, its lists of jars and packages behind ours."""
+    spark = settings.spark
+    if spark.remote:
+        return dict(spark.conf)
+    drivers = [jar for database in settings.databases.values() for jar in coordinates(database.jars)]
+    ours = _jars(spark, drivers)
+    joined = {key: ",".join(filter(None, (ours.get(key), spark.conf.get(key)))) for key in _JOINED}
+    return {**ours, **spark.conf, **{key: value for key, value in joined.items() if value}}
 
 
-def cached_jars() -> list[Path]:
-    """The Delta jars in the cache of Spark's resolver (`.ivy2`, since Spark 4 `.ivy2.VERSION`); all or none."""
-    names = [f"{coordinate.replace(':', '_', 1).replace(':', '-')}.jar" for coordinate in DELTA_JARS]
+def _jars(spark: SparkSettings, drivers: Sequence[str] = ()) -> dict[str, str]:
+    """How Delta and drivers reach the classpath: by cached files, else by coordinates; not where a cluster has them.
+
+    Of a driver its own jar is taken from the cache, not what it depends on.
+    """
+    wanted = [*(DELTA_JARS if spark.jars else ()), *dict.fromkeys(drivers)]
+    delta = _DELTA if spark.jars else {}
+    if not wanted or _is_submitted():
+        return delta
+    if cached := cached_jars(wanted):
+        return {**delta, "spark.jars": ",".join(map(str, cached))}
+    excludes = {"spark.jars.excludes": ",".join(_NOT_WITH_THEM)} if spark.jars else {}
+    return {**delta, "spark.jars.packages": ",".join(wanted), **excludes}
+
+
+def cached_jars(wanted: Sequence[str] = DELTA_JARS) -> list[Path]:
+    """These jars in the cache of Spark's resolver (`.ivy2`, since Spark 4 `.ivy2.VERSION`); all or none."""
+    names = [f"{coordinate.replace(':', '_', 1).replace(':', '-')}.jar" for coordinate in wanted]
     for home in sorted(Path.home().glob(".ivy2*"), reverse=True):
         found = [home / "jars" / name for name in names]
         if all(jar.is_file() for jar in found):

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qs, urlsplit
 
 from feature_defs.errors import UsageError, listed, near_miss
@@ -47,6 +47,30 @@ class OnlineSettings:
 
 
 @dataclass(frozen=True)
+class ParallelSettings:
+    """A database's table read in `partitions` parts, cut between `lower` and `upper` of a column of whole numbers."""
+
+    column: str
+    lower: int
+    upper: int
+    partitions: int
+
+
+@dataclass(frozen=True)
+class DatabaseSettings:
+    """A JDBC database. `password` only names a secret, as that of the online store; `jars` are the driver's Maven
+    coordinates; `parallel` maps tables to how they are read in parts."""
+
+    url: str
+    driver: str = ""
+    user: str = ""
+    password: str = ""
+    jars: str = ""
+    fetch_size: int = 0
+    parallel: Mapping[str, ParallelSettings] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SparkSettings:
     """How a session starts. Empty `master` and `remote` take what is there (Databricks, spark-submit --master).
 
@@ -62,7 +86,7 @@ class SparkSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """A place: where its lakes are, where definitions are read from, what is online, how Spark starts."""
+    """A place: where its lakes and databases are, where definitions are read from, what is online, how Spark starts."""
 
     name: str
     definitions: str
@@ -71,6 +95,7 @@ class Settings:
     offline: str = "lake://features"
     online: OnlineSettings = field(default_factory=OnlineSettings)
     spark: SparkSettings = field(default_factory=SparkSettings)
+    databases: Mapping[str, DatabaseSettings] = field(default_factory=dict)
     file: str = ""
 
 
@@ -122,14 +147,22 @@ def _value(kind: Any, value: Any, subject: str, where: str) -> Any:
         return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
     if kind is str and isinstance(value, str):
         return value
+    of = get_args(kind)[-1] if get_origin(kind) is Mapping else None
+    if is_dataclass(of) and isinstance(value, Mapping):
+        return {name: _value(of, inner, subject, f"{where}.{name}") for name, inner in value.items()}
     if kind == Mapping[str, str] and isinstance(value, Mapping):
         wrong = [key for key, inner in value.items() if not isinstance(inner, str)]
         if not wrong:
             return dict(value)
         where, kind, value = f"{where}.{wrong[0]}", str, value[wrong[0]]
-    expected = {bool: "true or false", float: "a number", str: "text"}.get(kind, "a table of texts")
+    expected = {bool: "true or false", float: "a number", int: "a whole number", str: "text"}.get(kind)
+    expected = expected or (
+        "a table of texts" if kind == Mapping[str, str] or not (of or is_dataclass(kind)) else "a table"
+    )
     raise UsageError(subject, f"key '{where}' is {type(value).__name__}, expected {expected}", hint="correct its value")
 
 
@@ -146,6 +179,13 @@ def _overridden(document: Mapping[str, Any], environment: Mapping[str, str]) -> 
         name = variable.removeprefix(ENVIRONMENT).lower()
         if name.startswith("lakes_"):
             table, key, value = "lakes", name.removeprefix("lakes_"), _from_here(text)
+        elif name.startswith("databases_") and (found := _database_key(name)):
+            database, key, kind = found
+            of_name = merged.setdefault("databases", {})
+            table_of = of_name.setdefault(database, {}) if isinstance(of_name, dict) else None
+            if isinstance(table_of, dict):
+                of_name[database] = {**table_of, key: _from_text(kind, text, variable)}
+            continue
         elif name in scalars:
             table, key, kind = scalars[name]
             value = _from_here(text) if (table, key) in _PATHS else _from_text(kind, text, variable)
@@ -163,14 +203,24 @@ def _overridden(document: Mapping[str, Any], environment: Mapping[str, str]) -> 
     return merged
 
 
+def _database_key(name: str) -> tuple[str, str, Any] | None:
+    """`databases_shop_fetch_size` -> ("shop", "fetch_size", int)."""
+    for key, kind in get_type_hints(DatabaseSettings).items():
+        database = name.removeprefix("databases_").removesuffix(f"_{key}")
+        if kind in (str, int) and name == f"databases_{database}_{key}":
+            return database, key, kind
+    return None
+
+
 def _from_here(text: str) -> str:
     """A path in a variable starts at the working directory, as every path in a shell does."""
     return text if _SCHEME.match(text) else str(Path(text).resolve())
 
 
 def _is_named_secret(variable: str, merged: Mapping[str, Any]) -> bool:
-    online = merged.get("online", {})
-    return isinstance(online, Mapping) and online.get("password") == f"env:{variable}"
+    databases = merged.get("databases", {})
+    tables = [merged.get("online", {}), *(databases.values() if isinstance(databases, Mapping) else ())]
+    return any(isinstance(table, Mapping) and table.get("password") == f"env:{variable}" for table in tables)
 
 
 def _scalar_keys() -> dict[str, tuple[str, str, Any]]:
@@ -184,12 +234,12 @@ def _scalar_keys() -> dict[str, tuple[str, str, Any]]:
 
 def _from_text(kind: Any, text: str, variable: str) -> Any:
     try:
-        if kind is float:
-            return float(text)
+        if kind in (float, int):
+            return kind(text)
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
     except (ValueError, KeyError) as error:
-        expected = "a number" if kind is float else "true or false"
+        expected = {float: "a number", int: "a whole number"}.get(kind, "true or false")
         raise UsageError(
             f"Environment variable {variable}", f"expected {expected}", hint="correct its value"
         ) from error
@@ -216,6 +266,8 @@ def _located(settings: Settings, path: Path) -> Settings:
     if online.password and not online.password.startswith(("env:", "scope:")):
         hint = 'set password = "env:NAME" (an environment variable) or "scope:SCOPE/KEY" (a Databricks secret scope)'
         raise UsageError(subject, "online.password is a literal; secrets are never in a profile", hint=hint)
+    for name, database in settings.databases.items():
+        _check_database(database, f"databases.{name}", subject)
     folder = path.parent
     return Settings(
         name=settings.name,
@@ -225,8 +277,45 @@ def _located(settings: Settings, path: Path) -> Settings:
         offline=settings.offline,
         online=replace(online, folder=str((folder / online.folder).resolve()) if online.folder else ""),
         spark=replace(spark, log_config=str((folder / spark.log_config).resolve()) if spark.log_config else ""),
+        databases=settings.databases,
         file=str(path),
     )
+
+
+_COORDINATE = re.compile(r"[\w.-]+:[\w.-]+:[\w.-]+")
+# ?password=, ;trustStorePassword=, //user:password@ and oracle's thin:user/password@
+_URL_PASSWORD = re.compile(
+    r"[?&;:(,]\w*(password|pwd)\s*=|://[^/?;@]*:[^?;@]*@|oracle:\w+:[^/@]+/[^@]*@", re.IGNORECASE
+)
+
+
+def _check_database(database: DatabaseSettings, where: str, subject: str) -> None:
+    if not re.match(r"jdbc:[A-Za-z][A-Za-z0-9]*:", database.url):
+        raise UsageError(subject, f"{where}.url is not a JDBC URL", hint='url = "jdbc:postgresql://host:5432/name"')
+    if _URL_PASSWORD.search(database.url):
+        hint = 'take it out of the url and set password = "env:NAME" or "scope:SCOPE/KEY"'
+        raise UsageError(subject, f"{where}.url holds a password; secrets are never in a profile", hint=hint)
+    if database.password and not database.password.startswith(("env:", "scope:")):
+        hint = 'set password = "env:NAME" (an environment variable) or "scope:SCOPE/KEY" (a Databricks secret scope)'
+        raise UsageError(subject, f"{where}.password is a literal; secrets are never in a profile", hint=hint)
+    for coordinate in coordinates(database.jars):
+        if not _COORDINATE.fullmatch(coordinate):
+            hint = 'jars = "org.postgresql:postgresql:42.7.7"; a jar file goes into [spark.conf] "spark.jars"'
+            raise UsageError(subject, f"{where}.jars '{coordinate}' is not GROUP:ARTIFACT:VERSION", hint=hint)
+    if database.fetch_size < 0:
+        raise UsageError(
+            subject, f"{where}.fetch_size is {database.fetch_size}, expected rows", hint="fetch_size = 10000"
+        )
+    for table, parts in database.parallel.items():
+        if parts.partitions < 1 or parts.lower >= parts.upper:
+            problem = f"{where}.parallel.{table}: expected lower < upper and at least one partition"
+            hint = 'column = "order_id", lower = 1, upper = 1000000, partitions = 8'
+            raise UsageError(subject, problem, hint=hint)
+
+
+def coordinates(jars: str) -> list[str]:
+    """Maven coordinates of a text, separated by commas."""
+    return [coordinate for part in jars.split(",") if (coordinate := part.strip())]
 
 
 def _holds_password(url: str, subject: str) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 
 from feature_defs import expressions
 from feature_defs.errors import UsageError, listed, near_miss
-from feature_defs.model import Aggregate, Definitions, Feature, FeatureGroup, Service
+from feature_defs.inputs import sources_using
+from feature_defs.model import GROUP_FORMAT, Aggregate, Definitions, Feature, FeatureGroup, Service, Source
 from jobs.place import Place
 from jobs.report import table
 
@@ -58,7 +59,9 @@ def show(place: Place, name: str) -> ShowReport:
         if name in plain[part]:
             reference = {"sources": "source_name", "entities": "entity_name"}[part]
             using = tuple(g.name for g in definitions.groups.values() if getattr(g, reference) == name)
-            return ShowReport(snapshot.number, word, name, dict(plain[part][name]), {"used by groups": using}, ())
+            more = _used_by(name, definitions) if word == "Source" else {}
+            lineage = {**more, "used by groups": using}
+            return ShowReport(snapshot.number, word, name, dict(plain[part][name]), lineage, ())
     known = [known for part in ("groups", "services", "sources", "entities") for known in plain[part]]
     raise UsageError(
         f"'{name}'", f"is not in the registry ({listed(known)})", hint=near_miss(name, known) + "try `list`"
@@ -88,12 +91,32 @@ def expression_text(feature: Feature) -> str:
 def _group_lineage(group: FeatureGroup, definitions: Definitions) -> dict[str, tuple[str, ...]]:
     source = definitions.source_of(group)
     services = tuple(f"{service.name} v{service.version}" for service in definitions.services_using(group.name))
-    return {"made from": (f"{source.name} ({source.path})",), "used by services": services}
+    return {
+        "made from": (_origin(source, definitions),),
+        **_used_by(group.name, definitions),
+        "used by services": services,
+    }
+
+
+def _origin(source: Source, definitions: Definitions) -> str:
+    """A source with where its rows come from: a path, another group's table, or its inputs."""
+    if source.format == GROUP_FORMAT:
+        return f"group {source.name} v{definitions.groups[source.name].version}"
+    if source.inputs:
+        return f"{source.name} ({'sql' if source.sql else 'function'} over {', '.join(source.input_names)})"
+    return f"{source.name} ({source.path})"
+
+
+def _used_by(name: str, definitions: Definitions) -> dict[str, tuple[str, ...]]:
+    """What is made from this source, or from this group's table; only what there is."""
+    groups = tuple(group.name for group in definitions.groups.values() if group.source_name == name)
+    found = {"used by sources": sources_using(name, definitions), "used by groups": groups}
+    return {role: names for role, names in found.items() if names}
 
 
 def _service_lineage(service: Service, definitions: Definitions) -> dict[str, tuple[str, ...]]:
     groups = [group for group, _ in definitions.features_of(service)]
-    sources = dict.fromkeys(f"{s.name} ({s.path})" for s in map(definitions.source_of, groups))
+    sources = dict.fromkeys(_origin(source, definitions) for source in map(definitions.source_of, groups))
     return {
         "made from": tuple(sources),
         "by way of groups": tuple(f"{group.name} v{group.version}" for group in groups),

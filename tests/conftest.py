@@ -50,9 +50,12 @@ def settings_in(folder: Path, *, spark: SparkSettings | None = None) -> Settings
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     from jobs.session import open_session
+    from tests.drivers import sqlite_jar
 
     folder = tmp_path_factory.mktemp("spark")
     conf = {**SPARK_CONF, "spark.sql.warehouse.dir": str(folder), "spark.local.dir": str(folder)}
+    if (jar := sqlite_jar()).is_file():
+        conf["spark.jars"] = str(jar)
     session = open_session(settings_in(folder, spark=SparkSettings(master="local[2]", conf=conf)))
     yield session
     session.stop()

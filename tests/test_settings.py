@@ -10,7 +10,7 @@ import pytest
 
 from feature_defs.errors import MissingPartError, UsageError
 from jobs.online_address import secret
-from jobs.settings import Settings, load_settings
+from jobs.settings import ParallelSettings, Settings, load_settings
 from tests.definition_files import edited
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -225,6 +225,94 @@ def test_a_variable_for_a_table_that_is_no_table_leaves_the_files_fault_to_be_to
     text = f'name = "place"\ndefinitions = "."\n{table} = 5\n' + ("[lakes]\n" if table == "online" else "")
     error = refused(tmp_path, text, TIDEMARK_LAKES_RAW="x", TIDEMARK_ONLINE_URL="redis://host")
     assert f"key '{table}' is int" in error.problem
+
+
+# --- databases ---
+
+DATABASE = (
+    PROFILE
+    + """\
+[databases.shop]
+url = "jdbc:postgresql://host:5432/shop"
+user = "reader"
+password = "env:TIDEMARK_SHOP"
+jars = "org.postgresql:postgresql:42.7.7"
+fetch_size = 1000
+[databases.shop.parallel."public.orders"]
+column = "order_id"
+lower = 1
+upper = 1_000_000
+partitions = 8
+"""
+)
+
+
+def test_a_database_is_read_into_its_settings(tmp_path: Path) -> None:
+    shop = read(tmp_path, DATABASE, TIDEMARK_SHOP="hunter2").databases["shop"]
+    assert (shop.url, shop.user, shop.driver) == ("jdbc:postgresql://host:5432/shop", "reader", "")
+    assert (shop.password, shop.fetch_size, shop.jars) == (
+        "env:TIDEMARK_SHOP",
+        1000,
+        "org.postgresql:postgresql:42.7.7",
+    )
+    assert shop.parallel["public.orders"] == ParallelSettings("order_id", 1, 1_000_000, 8)
+    assert read(tmp_path).databases == {}
+
+
+def test_a_variable_overrides_a_key_of_a_database(tmp_path: Path) -> None:
+    variables = {
+        "TIDEMARK_DATABASES_SHOP_URL": "jdbc:postgresql://other/shop", "TIDEMARK_DATABASES_SHOP_FETCH_SIZE": "5",
+        "TIDEMARK_DATABASES_OLD_SHOP_URL": "jdbc:sqlite:old.db",
+    }  # fmt: skip
+    databases = read(tmp_path, DATABASE, **variables).databases
+    assert (databases["shop"].url, databases["shop"].fetch_size) == ("jdbc:postgresql://other/shop", 5)
+    assert databases["shop"].user == "reader"
+    assert databases["old_shop"].url == "jdbc:sqlite:old.db"
+    error = refused(tmp_path, DATABASE, TIDEMARK_DATABASES_SHOP_FETCH_SIZE="many")
+    assert error.problem == "expected a whole number"
+    error = refused(tmp_path, DATABASE, TIDEMARK_DATABASES_SHOP_ULR="x")
+    assert error.problem == "names no key of a profile"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem", "hint"),
+    [
+        ("url = \"jdbc", "ulr = \"jdbc", "key 'databases.shop.ulr' is not known", "did you mean 'url'?"),
+        ("partitions = 8", "partition = 8", "key 'databases.shop.parallel.public.orders.partition' is not known",
+         "did you mean 'partitions'?"),
+        ("lower = 1", "lower = '1'", "parallel.public.orders.lower' is str, expected a whole number", "correct"),
+        ("fetch_size = 1000", "fetch_size = 1.5", "key 'databases.shop.fetch_size' is float, expected a whole number",
+         "correct"),
+        ("fetch_size = 1000", "fetch_size = -1", "databases.shop.fetch_size is -1, expected rows", "fetch_size ="),
+        ("lower = 1\n", "lower = 2_000_000\n", "expected lower < upper", "partitions = 8"),
+        ("partitions = 8", "partitions = 0", "at least one partition", "partitions = 8"),
+        ("jdbc:postgresql://", "postgresql://", "databases.shop.url is not a JDBC URL", "jdbc:postgresql://"),
+        ("org.postgresql:postgresql:42.7.7", "postgresql.jar", "'postgresql.jar' is not GROUP:ARTIFACT:VERSION",
+         "spark.jars"),
+        ("[databases.shop]\n", "[databases]\nother = 5\n[databases.shop]\n",
+         "key 'databases.other' is int, expected a table", "correct"),
+        ('"env:TIDEMARK_SHOP"', '"hunter2"', "databases.shop.password is a literal", 'password = "env:NAME"'),
+        ("5432/shop", "5432/shop?ssl=true&password=hunter2", "databases.shop.url holds a password", "take it out"),
+        ("5432/shop", "5432/shop;Pwd=hunter2", "databases.shop.url holds a password", "take it out"),
+        ("postgresql://host", "postgresql://me:hunter2@host", "databases.shop.url holds a password", "take it out"),
+        ("postgresql://host", "oracle:thin:me/hunter2@host", "databases.shop.url holds a password", "take it out"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_database_is_named_and_no_secret_repeated(
+    tmp_path: Path, old: str, new: str, problem: str, hint: str
+) -> None:
+    error = refused(tmp_path, edited((old, new), text=DATABASE))
+    assert error.subject == "Profile 'place.toml'"
+    assert problem in error.problem
+    assert hint in error.hint
+    assert "hunter2" not in str(error)
+
+
+@pytest.mark.parametrize("url", ["jdbc:oracle:thin:@//host:1521/shop", "jdbc:sqlite:/data/shop.db", "jdbc:h2:mem:shop",
+                                 "jdbc:sqlserver://host:1433;databaseName=shop;encrypt=true"])  # fmt: skip
+def test_a_url_without_a_password_is_taken(tmp_path: Path, url: str) -> None:
+    text = edited(("jdbc:postgresql://host:5432/shop", url), text=DATABASE)
+    assert read(tmp_path, text).databases["shop"].url == url
 
 
 # --- secrets ---

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,9 @@ import pyarrow.parquet as pq
 import pyspark
 import pytest
 
-from jobs.session import DELTA_JARS, cached_jars
+from jobs.session import _NOT_WITH_THEM, DELTA_JARS, cached_jars, with_jars
+from jobs.settings import DatabaseSettings, Settings, SparkSettings
+from tests.drivers import SQLITE
 
 ROOT = Path(__file__).resolve().parent.parent
 RETAIL = ROOT / "feature_defs" / "examples" / "retail"
@@ -128,8 +131,45 @@ def test_old_java_is_refused_with_its_version(project, tmp_path):
 def test_cached_jars_are_passed_by_path_so_that_no_network_is_needed():
     """With a warm cache the resolver is not asked at all."""
     from jobs.session import _jars
-    from jobs.settings import SparkSettings
 
     found = _jars(SparkSettings(master="local[1]"))
     assert "spark.jars.packages" not in found
     assert len(found["spark.jars"].split(",")) == len(DELTA_JARS)
+
+
+def settings_of(jars: str, **conf: str) -> Settings:
+    databases = {"shop": DatabaseSettings(url="jdbc:sqlite:shop.db", jars=jars)}
+    spark = SparkSettings(master="local[1]", conf=conf)
+    return Settings(name="test", definitions=".", lakes={}, spark=spark, databases=databases)
+
+
+@pytest.mark.usefixtures("spark")
+def test_a_drivers_jar_is_passed_by_path_too_once_it_is_cached() -> None:
+    found = with_jars(settings_of(SQLITE, **{"spark.jars": "/my/own.jar", "spark.ui.enabled": "false"}))
+    assert "spark.jars.packages" not in found
+    assert found["spark.jars"].split(",") == [*map(str, cached_jars([*DELTA_JARS, SQLITE])), "/my/own.jar"]
+    assert found["spark.ui.enabled"] == "false"
+
+
+def test_packages_of_the_profile_stand_beside_ours_when_the_cache_is_cold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own = {"spark.jars.packages": "org.example:own:1", "spark.jars.excludes": "org.example:not"}
+    found = with_jars(settings_of(f"{SQLITE}, com.h2database:h2:2.3.232", **own))
+    assert found["spark.jars.packages"].split(",") == [
+        *DELTA_JARS, SQLITE, "com.h2database:h2:2.3.232", "org.example:own:1",
+    ]  # fmt: skip
+    assert found["spark.jars.excludes"].endswith(",org.example:not")
+    assert "spark.jars" not in found
+
+
+def test_no_exclusion_hides_a_driver_or_a_file_system() -> None:
+    """Spark's resolver leaves out what matches, also when it was asked for by name."""
+    wanted = [
+        SQLITE, "com.h2database:h2:1", "com.mysql:mysql-connector-j:1", "com.oracle.database.jdbc:ojdbc11:1",
+        "com.microsoft.sqlserver:mssql-jdbc:1", "com.google.cloud.bigdataoss:gcs-connector:1", "org.mariadb.jdbc:x:1",
+        "org.postgresql:postgresql:1", "org.apache.derby:derby:1", "org.apache.hadoop:hadoop-azure:1", *DELTA_JARS,
+    ]  # fmt: skip
+    excluded = [pattern for pattern in _NOT_WITH_THEM for jar in wanted if fnmatch(jar.rpartition(":")[0], pattern)]
+    assert excluded == []

@@ -63,21 +63,21 @@ def transformed(rows: DataFrame, transform: Callable[[DataFrame], DataFrame] | N
     """The group's own DataFrame -> DataFrame function, if it has one."""
     if transform is None:
         return rows
-    found = _called(transform, rows)
+    found = called(transform, rows)
     if UNREADABLE in found.columns:
         return found
     # the function chose its columns: rows that nobody could read go around it, to the quarantine
-    readable = _called(transform, rows.where(F.col(UNREADABLE).isNull()))
+    readable = called(transform, rows.where(F.col(UNREADABLE).isNull()))
     good = readable.select("*", F.lit(None).cast("string").alias(UNREADABLE))
     bad = rows.where(F.col(UNREADABLE).isNotNull()).select(UNREADABLE)
     return good.unionByName(bad, allowMissingColumns=True)
 
 
-def _called(transform: Callable[[DataFrame], DataFrame], rows: DataFrame) -> DataFrame:
+def called(transform: Callable[..., DataFrame], *rows: DataFrame, **named: DataFrame) -> DataFrame:
     """What the function makes of the rows; what it raises is its author's to correct, at the line that is named."""
     subject = f"Transform '{getattr(transform, '__qualname__', transform)}'"
     try:
-        found = transform(rows)
+        found = transform(*rows, **named)
         _ = found.columns  # Spark Connect resolves names when they are asked for
     except Exception as error:
         file = inspect.getfile(transform)
@@ -145,4 +145,4 @@ def _own(rows: DataFrame) -> list[str]:
 
 def reason(error: PySparkException) -> str:
     """Spark's own words on what is wrong, without its plan dump."""
-    return str(error).split("; line ")[0].split(" SQLSTATE")[0].splitlines()[0]
+    return str(error).split("; line ")[0].split(" SQLSTATE")[0].strip().splitlines()[0]

@@ -4,7 +4,7 @@
     make bench NAME=compute ARGS="2000000"   the same, smaller
 
 Every engine reads the same Parquet files and writes all rows; ours writes a Delta table with its tiles, checks its rows
-and commits. Amounts are multiples of 1/4, of which every engine's sums are exact as ours are of all doubles: so all rows
+and commits. Amounts are multiples of 1/4, of which every engine's sums are exact, as ours are of all doubles: all rows
 must be equal, created_time included. The last line is one JSON object; times are seconds, the first run not counted.
 """
 
@@ -136,7 +136,7 @@ def spark_sql(spark: SparkSession, source: Path, out: Path) -> None:
 
 
 def duck_sql(engine: Any, source: Path, out: Path) -> None:
-    """Daily sums once, then frames over them: the fastest of what was tried (range joins took several times as long)."""
+    """Daily tiles once, then frames over them: the fastest of what was tried (a range join takes much longer)."""
     states = {"count": "count(*)", "sum": "sum(amount)", "min": "min(amount)", "max": "max(amount)"}
     tiles = ", ".join(f"{text} AS t_{function}" for function, text in states.items())
     merged = {"count": "coalesce(sum(t_count) OVER w{n}, 0)::BIGINT", "sum": "sum(t_sum) OVER w{n}"}
