@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from feature_defs import data_types, durations, expressions
+from feature_defs import cleaning, cleaning_checks, data_types, durations, expressions
 from feature_defs.aggregates import AGGREGATES
 from feature_defs.errors import Fault, listed, near_miss
 from feature_defs.fingerprint import transform_digest
@@ -193,6 +193,7 @@ def _group(group: FeatureGroup, definitions: Definitions) -> Found:
     yield from _repeated("feature", [feature.name for feature in features if isinstance(feature.name, str)])
     yield from _keys_of_group(group, definitions)
     yield from _cycle(features)
+    yield from cleaning_checks.group_faults(group, _types_of(group, definitions), _not_cleaned(group, definitions))
     if group.every and not group.aggregates:
         yield "has every= but no Aggregate", "every= cuts aggregates on a grid; leave it out, or aggregate"
     if group.skip_nulls and group.aggregates:
@@ -289,7 +290,25 @@ def _cycle(features: Sequence[Feature]) -> Found:
             del needs[name]
 
 
+def _types_of(group: FeatureGroup, definitions: Definitions) -> Mapping[str, data_types.DataType | None] | None:
+    """The source's columns with their types, None where one has a fault; None when the source says nothing of them."""
+    source = _named(group.source_name, definitions.sources)
+    if source is None or _columns_of(source) is None or group.transform is not None:
+        return None
+    return {column: _parsed(column, kind)[0] for column, kind in (source.schema or {}).items()}
+
+
+def _not_cleaned(group: FeatureGroup, definitions: Definitions) -> Mapping[str, str]:
+    """Columns that decide whose row it is and when, with what each is."""
+    source = _named(group.source_name, definitions.sources)
+    clocks = {source.event_time: "the event_time", source.created_time: "the created_time"} if source else {}
+    keys = dict.fromkeys(_key_names(group, definitions) or (), "a key")
+    return {**keys, EVENT_TIME: "a clock", CREATED_TIME: "a clock", **{k: v for k, v in clocks.items() if k}}
+
+
 def _needs(feature: Feature) -> set[str]:
+    if isinstance(feature.expression, cleaning.Scaled):
+        return {str(feature.expression.column).lower()}
     if not isinstance(feature.expression, str):
         return set()
     try:
@@ -357,6 +376,8 @@ def _expression(group: FeatureGroup, feature: Feature, definitions: Definitions)
             else:
                 known = (*rows, *others) if rows is not None else None
             yield from _sql("expression", feature.expression, known, where)
+        case word if isinstance(word, cleaning.Scaled):
+            yield from cleaning_checks.feature_faults(group, feature, word, _types_of(group, definitions))
         case _:
             yield f"expression is {type(feature.expression).__name__}", "give Spark SQL as text, or an Aggregate"
 

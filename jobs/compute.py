@@ -1,6 +1,6 @@
 """compute: sources -> offline tables.
 
-    read the source -> mark bad rows -> features -> expectations -> replace the offline table, quarantine the bad rows
+    read the source -> mark bad rows -> clean -> features -> expectations -> replace the offline table, quarantine
 
 Each group's table changes whole or not at all; running again gives the same rows.
 """
@@ -11,7 +11,7 @@ import argparse
 import datetime
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -29,6 +29,7 @@ from feature_defs.fingerprint import transform_digest
 from feature_defs.loading import load
 from feature_defs.model import EVENT_TIME, Expectation, FeatureGroup, Source
 from jobs import arguments
+from jobs.fitting import clean
 from jobs.place import Place, chosen_groups, new_run, now_us, time_of
 from jobs.report import counted, step, table
 from jobs.transforms.expectations import STOPPED, broken, checked, rules_of
@@ -52,6 +53,8 @@ class ComputedGroup:
     empty_columns: tuple[str, ...]
     future_rows: int
     broken_rules: dict[str, int]
+    dropped: dict[str, int] = field(default_factory=dict)
+    fitted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,10 @@ class ComputeReport:
                 told.append(f"  {group.group}: null in every row, has the source been renamed? {names}")
             if group.future_rows:
                 told.append(f"  {group.group}: {counted(group.future_rows, 'row')} dated after now")
+            told += [f"  {group.group}: fitted {word}" for word in group.fitted]
+            told += [
+                f"  {group.group}: {counted(n, 'row')} dropped by {name}" for name, n in group.dropped.items() if n
+            ]
             told += [
                 f"  {group.group}: {counted(n, 'row')} broke '{rule}'" for rule, n in group.broken_rules.items() if n
             ]
@@ -142,7 +149,8 @@ def _compute_group(place: Place, snapshot: Snapshot, group: FeatureGroup, run: s
     _check_writable(place, group, quarantine=told.bad > 0 or any(rule.severity == "quarantine" for rule in rules))
     good = rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
     until = _grid_end(group, told, now) if group.every else now
-    features = checked(feature_rows(good, group, entity, until_us=until), rules)
+    cleaned = clean(place, snapshot, group, good, run=run, now=now)
+    features = checked(feature_rows(cleaned.rows, cleaned.group, entity, until_us=until), rules)
     note = {"run": run, "verb": "compute", "group": group.name, "fingerprint": snapshot.fingerprint(group.name)}
     written, version = _write(place.table(group), features, rules, {**note, "snapshot": snapshot.number})
     rejected = told.bad + written["rejected"]
@@ -158,6 +166,8 @@ def _compute_group(place: Place, snapshot: Snapshot, group: FeatureGroup, run: s
         empty_columns=told.empty_columns,
         future_rows=told.future,
         broken_rules={rule.name: written[f"rule_{number}"] for number, rule in enumerate(rules)},
+        dropped=cleaned.dropped,
+        fitted=cleaned.fitted,
     )
 
 

@@ -6,11 +6,28 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from feature_defs import expressions
+from feature_defs import cleaning, expressions
 from feature_defs.errors import UsageError, listed, near_miss
+from feature_defs.fitting import fits_of
 from feature_defs.model import Aggregate, Definitions, Feature, FeatureGroup, Service
-from jobs.place import Place
+from jobs.place import Place, time_of
 from jobs.report import table
+
+
+@dataclass(frozen=True)
+class FittedWord:
+    """What one word of a group has learned; before the first compute there is no run and there are no values."""
+
+    word: str
+    digest: str
+    range: tuple[str, str]
+    rows: int | None
+    run: str | None
+    values: dict[str, Any]
+
+    def text(self) -> str:
+        shown = [f"{name}={listed(v) if isinstance(v, list) else repr(v)}" for name, v in self.values.items()]
+        return "; ".join(shown)
 
 
 @dataclass(frozen=True)
@@ -23,6 +40,7 @@ class ShowReport:
     plain: dict[str, Any]
     lineage: dict[str, tuple[str, ...]]
     features: tuple[tuple[str, str, str, str], ...]
+    fitted: tuple[FittedWord, ...] = ()
     exit_code: int = 0
 
     def text(self) -> str:
@@ -31,11 +49,16 @@ class ShowReport:
         lines += [f"  {key}: {_line(value)}" for key, value in self.plain.items() if value and key not in hidden]
         if self.features:
             lines += ["", table(["feature", "type", "description", "expression"], self.features)]
+        if self.fitted:
+            told = [(f.word, " to ".join(f.range), f.rows, f.run or "not fitted yet", f.text()) for f in self.fitted]
+            lines += ["", table(["fitted", "range", "rows", "run", "values"], told)]
         lines += ["", *(f"  {role}: {', '.join(names) or 'none'}" for role, names in self.lineage.items())]
         return "\n".join([*lines, f"(registry snapshot {self.snapshot})"])
 
 
 def _line(value: Any) -> str:
+    if words := cleaning.told(value):
+        return words
     if isinstance(value, dict):
         return ", ".join(f"{key} {inner}" for key, inner in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -49,7 +72,7 @@ def show(place: Place, name: str) -> ShowReport:
     if bare in definitions.groups:
         group = definitions.groups[bare]
         about = (dict(plain["groups"][bare]), _group_lineage(group, definitions), _lines(group, name))
-        return ShowReport(snapshot.number, "FeatureGroup", bare, *about)
+        return ShowReport(snapshot.number, "FeatureGroup", bare, *about, fitted=_fitted(place, group, definitions))
     if name in definitions.services:
         service = definitions.services[name]
         about = (dict(plain["services"][name]), _service_lineage(service, definitions), _chosen(service, definitions))
@@ -78,6 +101,8 @@ def _lines(group: FeatureGroup, name: str) -> tuple[tuple[str, str, str, str], .
 def expression_text(feature: Feature) -> str:
     """A feature's value as one line: `sum(amount) over 30d where status = 'ok'`."""
     value = feature.expression
+    if isinstance(value, cleaning.Scaled):
+        return cleaning.text(value)
     if not isinstance(value, Aggregate):
         return expressions.one_line(value) if value else feature.name
     window = f" over {value.window}" if value.window else ""
@@ -89,6 +114,17 @@ def _group_lineage(group: FeatureGroup, definitions: Definitions) -> dict[str, t
     source = definitions.source_of(group)
     services = tuple(f"{service.name} v{service.version}" for service in definitions.services_using(group.name))
     return {"made from": (f"{source.name} ({source.path})",), "used by services": services}
+
+
+def _fitted(place: Place, group: FeatureGroup, definitions: Definitions) -> tuple[FittedWord, ...]:
+    """A word that two features share is there once."""
+    found: dict[str, FittedWord] = {}
+    for fit in fits_of(group, definitions):
+        kept = place.fitted(group).read(fit.digest)
+        start, end = (f"{time_of(time):%Y-%m-%dT%H:%M:%SZ}" for time in fit.range_us)
+        about = (kept.rows, kept.run, dict(kept.values)) if kept else (None, None, {})
+        found[fit.digest] = FittedWord(cleaning.text(fit.word), fit.digest, (start, end), *about)
+    return tuple(found.values())
 
 
 def _service_lineage(service: Service, definitions: Definitions) -> dict[str, tuple[str, ...]]:
