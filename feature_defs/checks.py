@@ -301,9 +301,9 @@ def _types_of(group: FeatureGroup, definitions: Definitions) -> Mapping[str, dat
 def _not_cleaned(group: FeatureGroup, definitions: Definitions) -> Mapping[str, str]:
     """Columns that decide whose row it is and when, with what each is."""
     source = _named(group.source_name, definitions.sources)
-    clocks = {source.event_time: "the event_time", source.created_time: "the created_time"} if source else {}
+    clocks = [EVENT_TIME, CREATED_TIME, *((source.event_time, source.created_time) if source else ())]
     keys = dict.fromkeys(_key_names(group, definitions) or (), "a key")
-    return {**keys, EVENT_TIME: "a clock", CREATED_TIME: "a clock", **{k: v for k, v in clocks.items() if k}}
+    return {**keys, **{clock: "a clock" for clock in clocks if isinstance(clock, str)}}
 
 
 def _needs(feature: Feature) -> set[str]:
