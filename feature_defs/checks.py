@@ -378,6 +378,8 @@ def _expression(group: FeatureGroup, feature: Feature, definitions: Definitions)
             yield from _sql("expression", feature.expression, known, where)
         case word if isinstance(word, cleaning.Scaled):
             yield from cleaning_checks.feature_faults(group, feature, word, _types_of(group, definitions))
+        case step if isinstance(step, cleaning.Step):
+            yield f"expression is {type(step).__name__}", f"{type(step).__name__} is for clean= of the group"
         case _:
             yield f"expression is {type(feature.expression).__name__}", "give Spark SQL as text, or an Aggregate"
 

@@ -324,6 +324,13 @@ def _microseconds(text: object) -> int:
     return (aware - _EPOCH) // _MICROSECOND
 
 
+def time_text(microseconds: int) -> str:
+    """A time of a range as a reader would write it: `2026-01-01`, `2026-01-01T12:00:00Z`."""
+    time = _EPOCH + microseconds * _MICROSECOND
+    text = time.replace(tzinfo=None).isoformat()
+    return text[:10] if text.endswith("T00:00:00") else f"{text}Z"
+
+
 # words as text and as plain data
 
 

@@ -29,6 +29,12 @@ class Fit:
     range_us: tuple[int, int]
     digest: str
 
+    @property
+    def range(self) -> tuple[str, str]:
+        """The range as text: from the first time to before the second, UTC."""
+        start, end = self.range_us
+        return cleaning.time_text(start), cleaning.time_text(end)
+
 
 def words_of(group: FeatureGroup) -> tuple[Word, ...]:
     """The steps of clean=, then the features' words: each sees the columns as the steps before it leave them."""

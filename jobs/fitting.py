@@ -21,7 +21,8 @@ from feature_defs.cleaning import DropNull
 from feature_defs.errors import DataError
 from feature_defs.fitting import Fit, fits_of, words_of
 from feature_defs.model import FeatureGroup
-from jobs.place import Place, time_of
+from jobs.place import Place
+from jobs.report import counted
 from jobs.transforms import cleaning as steps
 
 
@@ -59,7 +60,7 @@ def clean(place: Place, snapshot: Snapshot, group: FeatureGroup, rows: DataFrame
         rows=steps.cleaned(found, rows.columns),
         group=steps.plain_features(group, values),
         dropped=_dropped(found, group),
-        fitted=tuple(f"{word} on {count:,} rows" for word, count in learned.items()),
+        fitted=tuple(f"{word} on {counted(count, 'row')}" for word, count in learned.items()),
     )
 
 
@@ -85,7 +86,7 @@ def _learned(
     """What these fits learn, in one pass, and one more when there are vocabularies among them."""
     for fit in fits:
         if fit.range_us[1] > now:
-            problem = f"{cleaning.text(fit.word)}: its fit range ends {_time(fit.range_us[1])}, which is not over yet"
+            problem = f"{cleaning.text(fit.word)}: its fit range ends {fit.range[1]}, which is not over yet"
             hint = "values are fitted once and kept: choose a range that is over; nothing was written"
             raise DataError(f"FeatureGroup '{group.name}'", problem, hint=hint)
     row = list(steps.numbers(rows, fits).collect()[0])
@@ -95,8 +96,7 @@ def _learned(
         values = {name: _number(row.pop(0)) for name in cleaning.fit_texts(fit.word, "x")}
         _check_range(group, fit, count, present)
         _check_finite(group, fit, values)
-        start, end = fit.range_us
-        about = {"word": cleaning.text(fit.word), "range": (_time(start), _time(end)), "rows": count}
+        about = {"word": cleaning.text(fit.word), "range": fit.range, "rows": count}
         found[fit.place] = {**about, "present": present, "values": values}
     lists = [fit for fit in fits if cleaning.way_of(fit.word).vocabulary]
     if lists:
@@ -112,9 +112,9 @@ def _number(value: Any) -> Any:
 
 
 def _check_range(group: FeatureGroup, fit: Fit, count: int, present: int) -> None:
-    start, end = map(_time, fit.range_us)
     if not present:
-        found = f"no value of '{fit.word.column}' in {count:,} rows" if count else "no row"
+        start, end = fit.range
+        found = f"no value of '{fit.word.column}' in {counted(count, 'row')}" if count else "no row"
         problem = f"{cleaning.text(fit.word)}: {found} from {start} to before {end}, nothing to fit on"
         hint = "choose a fit range that the source covers; nothing was written"
         raise DataError(f"FeatureGroup '{group.name}'", problem, hint=hint)
@@ -126,7 +126,3 @@ def _check_finite(group: FeatureGroup, fit: Fit, values: Mapping[str, Any]) -> N
             problem = f"{cleaning.text(fit.word)}: its {name} is not a finite number"
             hint = f"clip '{fit.word.column}' to given bounds before it, or drop infinite values; nothing was written"
             raise DataError(f"FeatureGroup '{group.name}'", problem, hint=hint)
-
-
-def _time(microseconds: int) -> str:
-    return f"{time_of(microseconds):%Y-%m-%dT%H:%M:%S.%f}".removesuffix(".000000") + "Z"

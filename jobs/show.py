@@ -10,8 +10,8 @@ from feature_defs import cleaning, expressions
 from feature_defs.errors import UsageError, listed, near_miss
 from feature_defs.fitting import fits_of
 from feature_defs.model import Aggregate, Definitions, Feature, FeatureGroup, Service
-from jobs.place import Place, time_of
-from jobs.report import table
+from jobs.place import Place
+from jobs.report import counted, table
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,13 @@ def _group_lineage(group: FeatureGroup, definitions: Definitions) -> dict[str, t
 def _fitted(place: Place, group: FeatureGroup, definitions: Definitions) -> tuple[FittedWord, ...]:
     """A word that two features share is there once."""
     found: dict[str, FittedWord] = {}
+    private = [feature.expression for feature in group.features if feature.pii]
     for fit in fits_of(group, definitions):
         kept = place.fitted(group).read(fit.digest)
-        start, end = (f"{time_of(time):%Y-%m-%dT%H:%M:%SZ}" for time in fit.range_us)
         about = (kept.rows, kept.run, dict(kept.values)) if kept else (None, None, {})
-        found[fit.digest] = FittedWord(cleaning.text(fit.word), fit.digest, (start, end), *about)
+        if any(word is fit.word for word in private) and "vocabulary" in about[2]:
+            about[2]["vocabulary"] = counted(len(about[2]["vocabulary"]), "value") + " of personal data"
+        found[fit.digest] = FittedWord(cleaning.text(fit.word), fit.digest, fit.range, *about)
     return tuple(found.values())
 
 

@@ -1,7 +1,7 @@
 """Cleaning and scaling as plain loops over lists of dicts: slow, and easy to believe. The Spark code must equal them.
 
-A row has `key`, `time`, `created` and columns; None is null, and a NaN counts as None. Steps run one after another, each
-fitted on the rows as those before it left them, if their time is in [start, end).
+A row has `key`, `time`, `created` and columns; None is null, and a NaN counts as None. Steps run one after another,
+each fitted on the rows as those before it left them, if their time is in [start, end).
 """
 
 from __future__ import annotations

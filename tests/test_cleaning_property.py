@@ -1,7 +1,7 @@
 """Cleaning and scaling against plain loops: random pipelines of steps and words over random rows, few Spark jobs.
 
-A case is a column (or a pair of them) with steps of its own, so that one group holds many: those that drop rows come in a
-second group, because they act on all columns.
+A case is a column with steps of its own, so that one group holds many. Those that drop rows come in a second group,
+because they act on all columns.
 """
 
 from __future__ import annotations
@@ -16,8 +16,21 @@ import pytest
 from pyspark.sql import SparkSession
 
 from connectors.fitted_values import FittedValues
-from feature_defs import Bucket, Clip, DropNull, Entity, Feature, FeatureGroup, Fill, Index, Log, MinMax, OneHot
-from feature_defs import Source, Standardise
+from feature_defs import (
+    Bucket,
+    Clip,
+    DropNull,
+    Entity,
+    Feature,
+    FeatureGroup,
+    Fill,
+    Index,
+    Log,
+    MinMax,
+    OneHot,
+    Source,
+    Standardise,
+)
 from feature_defs.cleaning import Step, number
 from jobs.fitting import clean
 from tests import cleaning_oracle as oracle
@@ -37,10 +50,10 @@ STEPS = [
     *(lambda c: Clip(c, quantiles=(0.1, 0.9)), lambda c: Clip(c, quantiles=[0, 0.5])),
 ]
 WORDS = [
-    *(lambda c: Standardise(c), lambda c: MinMax(c), lambda c: Log(c), lambda c: Log(c, offset=-0.25)),
+    *(Standardise, MinMax, Log, lambda c: Log(c, offset=-0.25)),
     *(lambda c: Bucket(c, edges=[-0.5, 0, 7]), lambda c: Bucket(c, quantiles=4), lambda c: Bucket(c, quantiles=3)),
 ]
-LISTS = [lambda c: Index(c), lambda c: Index(c, most=3), lambda c: OneHot(c), lambda c: OneHot(c, most=2)]
+LISTS = [Index, lambda c: Index(c, most=3), OneHot, lambda c: OneHot(c, most=2)]
 TEXT_STEPS = [[], [lambda c: Fill(c, "forward")], [lambda c: Fill(c, value="it's none")]]
 entity = Entity("e", keys={"key": "bigint"})
 
@@ -128,10 +141,16 @@ def computed(
     snapshot = place.applied()
     applied = snapshot.definitions.groups["g"]
     made = clean(place, snapshot, applied, frame, run="r1", now=FIRST + 40 * DAY)
-    ready = made.rows.selectExpr(*(f"{feature.expression or feature.name} AS {feature.name}" for feature in made.group.features))
+    ready = made.rows.selectExpr(
+        *(f"{feature.expression or feature.name} AS {feature.name}" for feature in made.group.features)
+    )
     ready = ready.collect()
     store: FittedValues = place.fitted(applied)
-    return {row["row"]: row.asDict() for row in ready}, [f.path for f in store.files.list_files(store.root)], made.dropped
+    return (
+        {row["row"]: row.asDict() for row in ready},
+        [f.path for f in store.files.list_files(store.root)],
+        made.dropped,
+    )
 
 
 def test_doubles_survive_as_sql_text(spark: SparkSession) -> None:
