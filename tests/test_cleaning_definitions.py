@@ -34,6 +34,7 @@ from feature_defs.checks import check
 from feature_defs.errors import LakeError
 from feature_defs.fingerprint import fingerprint
 from feature_defs.fitting import fits_of, reads_other_rows
+from feature_defs.loading import load
 from feature_defs.snapshot import from_plain, to_plain
 from jobs.plan import changes_text
 from tests.lab import checked
@@ -263,6 +264,17 @@ def test_plan_tells_steps_words_and_ranges_as_they_are_written() -> None:
 def test_only_a_forward_fill_reads_other_rows() -> None:
     assert reads_other_rows(FULL)
     assert not reads_other_rows(replace(FULL, clean=FULL.clean[:-1]))
+
+
+def test_the_definition_of_the_documentation_is_sound(tmp_path: Path) -> None:
+    """A newcomer copies it first."""
+    text = (Path(__file__).resolve().parent.parent / "docs" / "cleaning.md").read_text(encoding="utf-8")
+    (tmp_path / "orders.py").write_text(text.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    definitions = load(tmp_path)
+    shown = [cleaning.text(fit.word) for fit in fits_of(definitions.groups["order_values"], definitions)]
+    assert shown == [
+        line.split("  ")[0] for line in text.replace("\n      ", "\n").splitlines() if " to 2026-02-01 " in line
+    ]
 
 
 # --- what refits ---
