@@ -47,7 +47,7 @@ def group_faults(group: FeatureGroup, types: Types | None, not_cleaned: Mapping[
             yield f"clean holds {type(step).__name__}, expected {words}", hint
             continue
         where = f"clean: {type(step).__name__}({step.column})"
-        if step.column in not_cleaned:
+        if isinstance(step.column, str) and step.column in not_cleaned:
             problem = f"{where}: '{step.column}' is {not_cleaned[step.column]}, which cleaning does not change"
             yield problem, "correct it in the source, or in the group's transform"
         yield from ((f"{where}: {problem}", hint) for problem, hint in _word(group, step, types))

@@ -64,6 +64,12 @@ def clean(place: Place, snapshot: Snapshot, group: FeatureGroup, rows: DataFrame
     )
 
 
+def waits_for_fit(place: Place, snapshot: Snapshot, group: FeatureGroup) -> bool:
+    """Whether some value was never fitted: then compute has to see the whole range, not only new rows."""
+    store = place.fitted(group)
+    return any(store.read(fit.digest) is None for fit in fits_of(group, snapshot.definitions))
+
+
 def _dropped(rows: DataFrame, group: FeatureGroup) -> dict[str, int]:
     """Rows left out by each step, counted in a pass of its own; DataError when none is left."""
     dropping = [step for step in group.clean if isinstance(step, DropNull)]
@@ -87,7 +93,7 @@ def _learned(
     for fit in fits:
         if fit.range_us[1] > now:
             problem = f"{cleaning.text(fit.word)}: its fit range ends {fit.range[1]}, which is not over yet"
-            hint = "values are fitted once and kept: choose a range that is over; nothing was written"
+            hint = "values are fitted once and kept: choose a range that is over; the offline table is as it was"
             raise DataError(f"FeatureGroup '{group.name}'", problem, hint=hint)
     row = list(steps.numbers(rows, fits).collect()[0])
     found: dict[int, dict[str, Any]] = {}
@@ -116,7 +122,7 @@ def _check_range(group: FeatureGroup, fit: Fit, count: int, present: int) -> Non
         start, end = fit.range
         found = f"no value of '{fit.word.column}' in {counted(count, 'row')}" if count else "no row"
         problem = f"{cleaning.text(fit.word)}: {found} from {start} to before {end}, nothing to fit on"
-        hint = "choose a fit range that the source covers; nothing was written"
+        hint = "choose a fit range that the source covers; the offline table is as it was"
         raise DataError(f"FeatureGroup '{group.name}'", problem, hint=hint)
 
 
@@ -124,5 +130,5 @@ def _check_finite(group: FeatureGroup, fit: Fit, values: Mapping[str, Any]) -> N
     for name, value in values.items():
         if not all(map(math.isfinite, value if isinstance(value, list) else [value])):
             problem = f"{cleaning.text(fit.word)}: its {name} is not a finite number"
-            hint = f"clip '{fit.word.column}' to given bounds before it, or drop infinite values; nothing was written"
+            hint = f"clip '{fit.word.column}' to given bounds before it; the offline table is as it was"
             raise DataError(f"FeatureGroup '{group.name}'", problem, hint=hint)

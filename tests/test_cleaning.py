@@ -226,7 +226,10 @@ def test_a_new_range_or_a_new_version_refits_and_the_old_range_finds_its_values_
     place: Place, table: Table, raw: DataFrame
 ) -> None:
     made = group(AMOUNT, clean=[Fill("amount", "median")], fit=FIT)
+    register(place, customer, purchases, made)
+    assert fitting.waits_for_fit(place, place.applied(), made)
     assert computed(place, made).fitted == ("Fill(amount, median) on 4 rows",)
+    assert not fitting.waits_for_fit(place, place.applied(), made)
     put(place, table(SHIFTED, TYPES), "lake://raw/purchases")
     longer = dataclasses.replace(made, fit=("2026-01-01", "2026-01-31"))
     assert computed(place, longer).fitted == ("Fill(amount, median) on 2 rows",)
