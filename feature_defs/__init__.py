@@ -3,6 +3,17 @@
 Standard library only. The words are here; everything else is imported from its own module.
 """
 
+from feature_defs.cleaning import (
+    Bucket,
+    Clip,
+    DropNull,
+    Fill,
+    Index,
+    Log,
+    MinMax,
+    OneHot,
+    Standardise,
+)
 from feature_defs.model import (
     Aggregate,
     Entity,
@@ -15,3 +26,4 @@ from feature_defs.model import (
 )
 
 __all__ = ["Aggregate", "Entity", "Expectation", "Feature", "FeatureGroup", "FeatureSelection", "Service", "Source"]
+__all__ += ["Bucket", "Clip", "DropNull", "Fill", "Index", "Log", "MinMax", "OneHot", "Standardise"]

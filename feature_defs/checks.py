@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from feature_defs import data_types, durations, expressions, inputs
+from feature_defs import cleaning, cleaning_checks, data_types, durations, expressions, inputs
 from feature_defs.aggregates import AGGREGATES
 from feature_defs.errors import Fault, listed, near_miss
 from feature_defs.fingerprint import transform_digest
@@ -245,6 +245,7 @@ def _group(group: FeatureGroup, definitions: Definitions) -> Found:
     yield from _repeated("feature", [feature.name for feature in features if isinstance(feature.name, str)])
     yield from _keys_of_group(group, definitions)
     yield from _cycle(features)
+    yield from cleaning_checks.group_faults(group, _types_of(group, definitions), _not_cleaned(group, definitions))
     if group.every and not group.aggregates:
         yield "has every= but no Aggregate", "every= cuts aggregates on a grid; leave it out, or aggregate"
     if group.skip_nulls and group.aggregates:
@@ -341,7 +342,25 @@ def _cycle(features: Sequence[Feature]) -> Found:
             del needs[name]
 
 
+def _types_of(group: FeatureGroup, definitions: Definitions) -> Mapping[str, data_types.DataType | None] | None:
+    """The source's columns with their types, None where one has a fault; None when the source says nothing of them."""
+    source = _named(group.source_name, definitions.sources)
+    if source is None or _columns_of(source) is None or group.transform is not None:
+        return None
+    return {column: _parsed(column, kind)[0] for column, kind in (source.schema or {}).items()}
+
+
+def _not_cleaned(group: FeatureGroup, definitions: Definitions) -> Mapping[str, str]:
+    """Columns that decide whose row it is and when, with what each is."""
+    source = _named(group.source_name, definitions.sources)
+    clocks = [EVENT_TIME, CREATED_TIME, *((source.event_time, source.created_time) if source else ())]
+    keys = dict.fromkeys(_key_names(group, definitions) or (), "a key")
+    return {**keys, **{clock: "a clock" for clock in clocks if isinstance(clock, str)}}
+
+
 def _needs(feature: Feature) -> set[str]:
+    if isinstance(feature.expression, cleaning.Scaled):
+        return {str(feature.expression.column).lower()}
     if not isinstance(feature.expression, str):
         return set()
     try:
@@ -411,6 +430,10 @@ def _expression(group: FeatureGroup, feature: Feature, definitions: Definitions)
             else:
                 known = (*rows, *others) if rows is not None else None
             yield from _sql("expression", feature.expression, known, where)
+        case word if isinstance(word, cleaning.Scaled):
+            yield from cleaning_checks.feature_faults(group, feature, word, _types_of(group, definitions))
+        case step if isinstance(step, cleaning.Step):
+            yield f"expression is {type(step).__name__}", f"{type(step).__name__} is for clean= of the group"
         case _:
             yield f"expression is {type(feature.expression).__name__}", "give Spark SQL as text, or an Aggregate"
 

@@ -1,7 +1,8 @@
 """The semantic fingerprint of a feature group: it changes when the group's values may change, and only then.
 
 In: entity keys, source (with its inputs; of a group that group's fingerprint), features in name order with their types
-and expressions, every, ttl, skip_nulls, the transform's own code and quarantine rules. Out: owner, descriptions, tags,
+and expressions, every, ttl, skip_nulls, the transform's own code, cleaning steps, the ranges of what is fitted and
+quarantine rules. Out: owner, descriptions, tags,
 status, layout of SQL, order of features.
 The same text gives the same 16 hex digits on every machine and Python version: only JSON and SHA-256 are used.
 """
@@ -15,22 +16,22 @@ import io
 import json
 import textwrap
 import tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_defs import data_types, expressions
+from feature_defs import cleaning, data_types, expressions
 from feature_defs.model import GROUP_FORMAT, Aggregate, Definitions, FeatureGroup, Source, TransformReference
 
 
 def fingerprint(group: FeatureGroup, definitions: Definitions) -> str:
     entity = definitions.entity_of(group)
-    meaning = {
+    meaning: dict[str, Any] = {
         "keys": [[column, _type(kind)] for column, kind in entity.keys.items()],
         "source": _source(definitions.source_of(group), definitions),
         "features": sorted(
-            [feature.name, _type(feature.type), _value(feature.expression)] for feature in group.features
+            [feature.name, _type(feature.type), _value(feature.expression, group.fit)] for feature in group.features
         ),
         "every": group.every,
         "ttl": group.ttl,
@@ -40,6 +41,8 @@ def fingerprint(group: FeatureGroup, definitions: Definitions) -> str:
             _sql(rule.condition) or "" for rule in group.expectations if rule.severity == "quarantine"
         ),
     }
+    if group.clean:  # the word joins when it is used: groups without it keep their fingerprints
+        meaning["clean"] = [cleaning.meaning(step, group.fit) for step in group.clean]
     text = json.dumps(meaning, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -72,7 +75,9 @@ def _sql(text: str | None) -> str | None:
     return None if text is None else expressions.normalised(text)
 
 
-def _value(expression: str | Aggregate | None) -> Any:
+def _value(expression: str | Aggregate | cleaning.Scaled | None, fit: Sequence[str] | None) -> Any:
+    if isinstance(expression, cleaning.Scaled):
+        return cleaning.meaning(expression, fit)
     if isinstance(expression, Aggregate):
         said = [expression.function, _sql(expression.column), expression.window, _sql(expression.where)]
         more = {"by": _sql(expression.by), "k": expression.k, "q": expression.q}

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from feature_defs.cleaning import Scaled, Step
+
 OFFLINE_FORMATS = ("delta", "parquet")
 SOURCE_FORMATS = ("delta", "parquet", "csv", "json", "jdbc")
 GROUP_FORMAT = "group"  # of the source that a feature group is to the groups made from it
@@ -97,14 +99,15 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class Feature:
-    """One named, typed column: an Aggregate, a Spark SQL expression, or with neither the source's column of that name.
+    """One named, typed column: an Aggregate, a Spark SQL expression, a scaled or encoded column (see `cleaning`),
+    or with none of them the source's column of that name.
 
     `kind` is numerical or categorical; left out, it follows from the type.
     """
 
     name: str
     type: str
-    expression: str | Aggregate | None = None
+    expression: str | Aggregate | Scaled | None = None
     kind: str | None = field(default=None, kw_only=True)
     description: str = field(default="", kw_only=True)
     tags: Sequence[str] = field(default=(), kw_only=True)
@@ -137,6 +140,7 @@ class FeatureGroup:
 
     `every` cuts time on a grid: one row per entity and grid point, its value computed over (t - window, t]. Without it
     there is a row at every event. `transform`, a DataFrame -> DataFrame function, runs on the source's rows first.
+    `clean` then changes their columns in order; what it or a feature learns from data is fitted on `fit`, two times.
     A `status` left out is what the registry says: a deprecated group stays so until the file says "active".
     """
 
@@ -156,6 +160,8 @@ class FeatureGroup:
     expectations: Sequence[Expectation] = field(default=(), kw_only=True)
     skip_nulls: bool = field(default=False, kw_only=True)
     transform: Callable[..., Any] | TransformReference | None = field(default=None, kw_only=True)
+    clean: Sequence[Step] = field(default=(), kw_only=True)
+    fit: Sequence[str] | None = field(default=None, kw_only=True)
     at: Location = _located()
 
     def __getitem__(self, names: str | tuple[str, ...]) -> FeatureSelection:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from feature_defs import cleaning
 from feature_defs.fingerprint import fingerprint, reference
 from feature_defs.model import (
     Aggregate,
@@ -45,6 +46,9 @@ def plain_group(group: FeatureGroup, definitions: Definitions) -> dict[str, Any]
     plain["expectations"] = [_plain(rule) for rule in group.expectations]
     kept = reference(group.transform)
     plain["transform"] = _plain(kept) if kept else None
+    for name in ("clean", "fit"):  # newer than the format: there only when they say something
+        if not plain[name]:
+            del plain[name]
     plain["fingerprint"] = fingerprint(group, definitions)
     return plain
 
@@ -76,8 +80,12 @@ def _plain(item: Any) -> dict[str, Any]:
 def _plain_value(value: Any) -> Any:
     if isinstance(value, Aggregate):
         return {part.name: getattr(value, part.name) for part in fields(value)}
+    if isinstance(value, cleaning.Word):
+        return cleaning.to_plain(value)
     if isinstance(value, Mapping):
         return dict(value)
+    if isinstance(value, list | tuple) and any(isinstance(item, cleaning.Step) for item in value):
+        return [_plain_value(item) for item in value]
     return list(value) if isinstance(value, list | tuple) else value
 
 
@@ -101,12 +109,15 @@ def _group(plain: Mapping[str, Any]) -> FeatureGroup:
     values["features"] = [_feature(item) for item in plain["features"]]
     values["expectations"] = [Expectation(**item) for item in plain["expectations"]]
     values["transform"] = TransformReference(**plain["transform"]) if plain["transform"] else None
+    values["clean"] = [cleaning.from_plain(item) for item in plain.get("clean", ())]
     return FeatureGroup(**values)
 
 
 def _feature(plain: Mapping[str, Any]) -> Feature:
     expression = plain["expression"]
-    return Feature(**{**plain, "expression": Aggregate(**expression) if isinstance(expression, dict) else expression})
+    if isinstance(expression, dict):
+        expression = cleaning.from_plain(expression) if "word" in expression else Aggregate(**expression)
+    return Feature(**{**plain, "expression": expression})
 
 
 def _service(plain: Mapping[str, Any]) -> Service:

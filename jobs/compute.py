@@ -52,6 +52,10 @@ class ComputeReport:
                 told.append(f"  {group.group}: null in every row, has the source been renamed? {names}")
             if group.future_rows:
                 told.append(f"  {group.group}: {counted(group.future_rows, 'row')} dated after now")
+            told += [f"  {group.group}: fitted {word}" for word in group.fitted]
+            told += [
+                f"  {group.group}: {counted(n, 'row')} dropped by {name}" for name, n in group.dropped.items() if n
+            ]
             told += [
                 f"  {group.group}: {counted(n, 'row')} broke '{rule}'" for rule, n in group.broken_rules.items() if n
             ]

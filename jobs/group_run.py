@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +24,10 @@ from connectors.source_changes import Added, State, added_since
 from feature_defs import durations
 from feature_defs.errors import DataError
 from feature_defs.fingerprint import transform_digest
+from feature_defs.fitting import reads_other_rows
 from feature_defs.loading import load
 from feature_defs.model import EVENT_TIME, HIDDEN, REJECTED, Entity, Expectation, FeatureGroup, Source
+from jobs.fitting import Cleaned, clean, refuse_when_nothing_is_left, waits_for_fit
 from jobs.inputs import source_rows, state_of
 from jobs.place import Place, time_of
 from jobs.report import step
@@ -54,6 +56,8 @@ class ComputedGroup:
     empty_columns: tuple[str, ...]
     future_rows: int
     broken_rules: dict[str, int]
+    dropped: dict[str, int] = field(default_factory=dict)
+    fitted: tuple[str, ...] = ()
 
 
 # what there is to do
@@ -70,28 +74,35 @@ class Work:
     complete: _Complete | None = None
 
 
-def planned(
-    table: OfflineTable, group: FeatureGroup, fingerprint: str, state: Mapping[str, Any], uri: str, *, full: bool
-) -> Work:
-    """How much is to be computed, told without reading a row."""
+def planned(table: OfflineTable, group: FeatureGroup, fingerprint: str, state: State, uri: str, *, whole: str) -> Work:
+    """How much is to be computed, told without reading a row. `whole` is a reason why it must be all, or empty."""
     version = table.version()
     if version is None:
         return Work(FULL, "its first run")
     note = table.note(version)
-    if full:
-        return Work(FULL, "as asked", version=version)
+    if whole:
+        return Work(FULL, whole, version=version)
     if note.get("fingerprint") != fingerprint:
         return Work(FULL, "its definition changed", version=version)
     if "source" not in note:
         return Work(FULL, "its table says nothing of the source", version=version)
-    if group.transform is not None:
-        return Work(FULL, "its transform may read any row", version=version)
     added = added_since(note["source"], state, uri)
     if added is None:
         return Work(FULL, "its source did not only grow", version=version)
     complete = _complete_of(note)
-    waits = complete.short_us is not None or (group.every and complete.pending)
+    waits = complete.short_us is not None or (group.every is not None and complete.pending)
     return Work(ADDED if added.names or waits else NOTHING, added=added, version=version, complete=complete)
+
+
+def _whole(place: Place, snapshot: Snapshot, group: FeatureGroup) -> str:
+    """Why a group's rows cannot be made of new rows alone, or nothing."""
+    if group.transform is not None:
+        return "its transform may read any row"
+    if reads_other_rows(group):
+        return "its cleaning reads an entity's earlier rows"
+    if waits_for_fit(place, snapshot, group):
+        return "what it fits is not fitted yet"
+    return ""
 
 
 # doing it
@@ -128,7 +139,8 @@ def compute_group(
     if backfill is not None:
         return _backfilled(job, backfill)
     uri = place.lakes.uri(source.path) if state["kind"] == "delta" else ""
-    work = planned(job.table, group, fingerprint, state, uri, full=full)
+    whole = "as asked" if full else _whole(place, snapshot, group)
+    work = planned(job.table, group, fingerprint, state, uri, whole=whole)
     match work.how:
         case "full":
             return _compute_all(job, work)
@@ -169,11 +181,20 @@ class _Job:
         kept = transformed(filtered(raw.rows, self.source), _transform(self.place, self.group))
         return marked(clocked(kept, self.source), self.entity), raw.extra_columns
 
+    def clean(self, good: DataFrame) -> Cleaned:
+        return clean(self.place, self.snapshot, self.group, good, run=self.note["run"], now=self.now)
+
     def said(self, complete: _Complete) -> dict[str, Any]:
         return {**self.note, "source": self.state, **complete.as_plain()}
 
     def computed(
-        self, work: Work, written: _Written, *, told: _Inspected | None = None, extra: tuple[str, ...] = ()
+        self,
+        work: Work,
+        written: _Written,
+        *,
+        told: _Inspected | None = None,
+        extra: tuple[str, ...] = (),
+        cleaned: Cleaned | None = None,
     ) -> ComputedGroup:
         return ComputedGroup(
             group=self.group.name,
@@ -188,6 +209,8 @@ class _Job:
             empty_columns=told.empty_columns if told else (),
             future_rows=told.future if told else 0,
             broken_rules=written.broken_rules,
+            dropped=cleaned.dropped if cleaned else {},
+            fitted=cleaned.fitted if cleaned else (),
         )
 
 
@@ -228,10 +251,13 @@ def _compute_all(job: _Job, work: Work) -> ComputedGroup:
         raise _no_good_row(rows, job.group, told)
     _check_writable(job, rejected=told.bad)
     complete = _complete_to(job, told)
-    features = checked(feature_rows(_good(rows), job.group, job.entity, until_us=complete.until_us), job.rules)
+    cleaned = job.clean(_good(rows))
+    refuse_when_nothing_is_left(job.group, cleaned)
+    made = feature_rows(cleaned.rows, cleaned.group, job.entity, until_us=complete.until_us)
+    features = checked(made, job.rules)
     written = _write(job, features, lambda laid: job.table.replace(laid, job.said(complete)))
     _quarantine(job, told.bad + written.rejected, [rows, features])
-    return job.computed(work, written, told=told, extra=extra)
+    return job.computed(work, written, told=told, extra=extra, cleaned=cleaned)
 
 
 def _complete_to(job: _Job, told: _Inspected) -> _Complete:
@@ -270,7 +296,8 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
         before, until_us=until, oldest_us=oldest, newest_us=newest, pending=pending, short_us=None, backfill=None
     )
     first = told.oldest if late and told.oldest else (edge or before.newest_us) + 1
-    needed = reach(good, group, job.entity, first)
+    cleaned = job.clean(good)
+    needed = reach(cleaned.rows, cleaned.group, job.entity, first)
     if before.begin_us is not None and (needed is None or needed <= before.begin_us):
         span = Span(max(first - 1, before.begin_us), max(until, job.now))
         features = _of_span(job, span, until)
@@ -279,9 +306,9 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
         )
     else:
         changed, on = changed_rows(
-            good,
+            cleaned.rows,
             job.table.read_all(version),
-            group,
+            cleaned.group,
             job.entity,
             complete_us=before.until_us,
             until_us=until,
@@ -299,13 +326,14 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
             ),
         )
     _quarantine(job, told.bad + written.rejected, [rows, features])
-    return job.computed(work, written, told=told, extra=extra)
+    return job.computed(work, written, told=told, extra=extra, cleaned=cleaned)
 
 
 def _of_span(job: _Job, span: Span, until: int) -> DataFrame:
     """Checked feature rows of a span, from the source."""
-    good = _good(job.rows()[0])
-    rows = feature_rows(good, job.group, job.entity, until_us=min(span.until_us, until), after_us=span.after_us)
+    cleaned = job.clean(_good(job.rows()[0]))
+    until = min(span.until_us, until)
+    rows = feature_rows(cleaned.rows, cleaned.group, job.entity, until_us=until, after_us=span.after_us)
     return checked(rows, job.rules)
 
 

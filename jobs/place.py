@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from connectors.file_store import open_file_store
+from connectors.fitted_values import FittedValues
 from connectors.lakes import Lakes, joined
 from connectors.registry import Registry, Snapshot
 from feature_defs.errors import DataError, LakeError, UsageError, listed, near_miss
@@ -84,6 +85,11 @@ class Place:
         from connectors.offline_tables import open_table
 
         return open_table(self.spark, self.lakes.uri(self.table_path(group)) + "_quarantine", "parquet")
+
+    def fitted(self, group: FeatureGroup) -> FittedValues:
+        """What cleaning and scaling have learned for a group's version, beside its table."""
+        root = self.lakes.uri(self.table_path(group)) + "_fitted"
+        return FittedValues(open_file_store(root), root)
 
     def table_path(self, group: FeatureGroup) -> str:
         return joined(self.settings.offline, group.name, f"v{group.version}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
+from feature_defs import cleaning
 from feature_defs.changes import Change, Plan, compare, keep_status
 from feature_defs.errors import EXIT_CHANGES, EXIT_DONE, ChangeRefused
 from feature_defs.model import Definitions
@@ -55,6 +56,8 @@ def changes_text(changes: tuple[Change, ...]) -> list[str]:
 
 
 def _short(value: object) -> str:
+    if words := cleaning.told(value):
+        return words
     if isinstance(value, dict):
         return "defined" if "name" in value else ", ".join(f"{key}={inner}" for key, inner in value.items() if inner)
     return "nothing" if value in (None, "", []) else str(value)

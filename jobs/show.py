@@ -6,12 +6,29 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from feature_defs import expressions
+from feature_defs import cleaning, expressions
 from feature_defs.errors import UsageError, listed, near_miss
+from feature_defs.fitting import fits_of
 from feature_defs.inputs import sources_using
 from feature_defs.model import GROUP_FORMAT, Aggregate, Definitions, Feature, FeatureGroup, Service, Source
 from jobs.place import Place
-from jobs.report import table
+from jobs.report import counted, table
+
+
+@dataclass(frozen=True)
+class FittedWord:
+    """What one word of a group has learned; before the first compute there is no run and there are no values."""
+
+    word: str
+    digest: str
+    range: tuple[str, str]
+    rows: int | None
+    run: str | None
+    values: dict[str, Any]
+
+    def text(self) -> str:
+        shown = [f"{name}={listed(v) if isinstance(v, list) else repr(v)}" for name, v in self.values.items()]
+        return "; ".join(shown)
 
 
 @dataclass(frozen=True)
@@ -24,6 +41,7 @@ class ShowReport:
     plain: dict[str, Any]
     lineage: dict[str, tuple[str, ...]]
     features: tuple[tuple[str, str, str, str], ...]
+    fitted: tuple[FittedWord, ...] = ()
     exit_code: int = 0
 
     def text(self) -> str:
@@ -32,11 +50,16 @@ class ShowReport:
         lines += [f"  {key}: {_line(value)}" for key, value in self.plain.items() if value and key not in hidden]
         if self.features:
             lines += ["", table(["feature", "type", "description", "expression"], self.features)]
+        if self.fitted:
+            told = [(f.word, " to ".join(f.range), f.rows, f.run or "not fitted yet", f.text()) for f in self.fitted]
+            lines += ["", table(["fitted", "range", "rows", "run", "values"], told)]
         lines += ["", *(f"  {role}: {', '.join(names) or 'none'}" for role, names in self.lineage.items())]
         return "\n".join([*lines, f"(registry snapshot {self.snapshot})"])
 
 
 def _line(value: Any) -> str:
+    if words := cleaning.told(value):
+        return words
     if isinstance(value, dict):
         return ", ".join(f"{key} {inner}" for key, inner in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -50,7 +73,7 @@ def show(place: Place, name: str) -> ShowReport:
     if bare in definitions.groups:
         group = definitions.groups[bare]
         about = (dict(plain["groups"][bare]), _group_lineage(group, definitions), _lines(group, name))
-        return ShowReport(snapshot.number, "FeatureGroup", bare, *about)
+        return ShowReport(snapshot.number, "FeatureGroup", bare, *about, fitted=_fitted(place, group, definitions))
     if name in definitions.services:
         service = definitions.services[name]
         about = (dict(plain["services"][name]), _service_lineage(service, definitions), _chosen(service, definitions))
@@ -81,6 +104,8 @@ def _lines(group: FeatureGroup, name: str) -> tuple[tuple[str, str, str, str], .
 def expression_text(feature: Feature) -> str:
     """A feature's value as one line: `sum(amount) over 30d where status = 'ok'`."""
     value = feature.expression
+    if isinstance(value, cleaning.Scaled):
+        return cleaning.text(value)
     if not isinstance(value, Aggregate):
         return expressions.one_line(value) if value else feature.name
     window = f" over {value.window}" if value.window else ""
@@ -112,6 +137,19 @@ def _used_by(name: str, definitions: Definitions) -> dict[str, tuple[str, ...]]:
     groups = tuple(group.name for group in definitions.groups.values() if group.source_name == name)
     found = {"used by sources": sources_using(name, definitions), "used by groups": groups}
     return {role: names for role, names in found.items() if names}
+
+
+def _fitted(place: Place, group: FeatureGroup, definitions: Definitions) -> tuple[FittedWord, ...]:
+    """A word that two features share is there once."""
+    found: dict[str, FittedWord] = {}
+    private = [feature.expression for feature in group.features if feature.pii]
+    for fit in fits_of(group, definitions):
+        kept = place.fitted(group).read(fit.digest)
+        about = (kept.rows, kept.run, dict(kept.values)) if kept else (None, None, {})
+        if any(word is fit.word for word in private) and "vocabulary" in about[2]:
+            about[2]["vocabulary"] = counted(len(about[2]["vocabulary"]), "value") + " of personal data"
+        found[fit.digest] = FittedWord(cleaning.text(fit.word), fit.digest, fit.range, *about)
+    return tuple(found.values())
 
 
 def _service_lineage(service: Service, definitions: Definitions) -> dict[str, tuple[str, ...]]:
