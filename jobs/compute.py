@@ -33,7 +33,7 @@ from jobs.place import Place, chosen_groups, new_run, now_us, time_of
 from jobs.report import counted, step, table
 from jobs.transforms.expectations import STOPPED, broken, checked, rules_of
 from jobs.transforms.features import feature_rows, grid_end
-from jobs.transforms.rows import REJECTED, clocked, filtered, marked, quoted, transformed
+from jobs.transforms.rows import REJECTED, prepared, quoted
 
 MOST_GRID_POINTS = 1_000_000  # a century of hours; one stray row of the year 1 must not become millions of rows
 
@@ -135,8 +135,7 @@ def _compute_group(place: Place, snapshot: Snapshot, group: FeatureGroup, run: s
     definitions = snapshot.definitions
     source, entity = definitions.source_of(group), definitions.entity_of(group)
     raw = read_source(place.spark, source, place.lakes)
-    kept = transformed(filtered(raw.rows, source), _transform(place, group))
-    rows = marked(clocked(kept, source), entity)
+    rows = prepared(raw.rows, source, entity, _transform(place, group))
     told = _inspected(rows, source, group, now)
     rules = rules_of(group)
     _check_writable(place, group, quarantine=told.bad > 0 or any(rule.severity == "quarantine" for rule in rules))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jobs.generate import GenerateReport
     from jobs.materialize import MaterializeReport
     from jobs.online import OnlineReport
+    from jobs.testing import CasesReport
     from jobs.training_set import TrainingSetReport
 
 
@@ -38,6 +39,11 @@ class Store:
 
     def check(self) -> CheckReport:
         return check(self.place)
+
+    def test(self, *names: str) -> CasesReport:
+        from jobs.testing import run_cases
+
+        return run_cases(self.place, names)
 
     def plan(self) -> PlanReport:
         return plan(self.place)
