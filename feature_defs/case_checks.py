@@ -225,7 +225,7 @@ class _Reader:
         where = f"source '{source.name}'"
         found = self._table("source", text, self._source_types(source, groups), where, loose=source.format in _LOOSE)
         if found is None:
-            raise _Faulty
+            return TypedTable({}, ())  # told; what else is wrong with the case is to be told too
         if source.schema is not None or not any(group.transform for group in groups):
             self._missing("source", [source.event_time], found)
         return found
@@ -319,10 +319,10 @@ class _Reader:
             return None
         try:
             return time_us(text)
-        except (CellFault, TypeError) as error:
+        except (CellFault, TypeError):
             hint = f'write {option}="2026-01-31" or {option}="2026-01-31 12:00:00"'
             self._fault(f"{option}={text!r} is no time", hint)
-            raise _Faulty from error
+            return None
 
     def _refuse(self, whose: str, **given: object) -> None:
         for name, what in given.items():

@@ -44,6 +44,7 @@ VERBS = {
     "training-set": Verb("jobs.training_set", "join a service to a spine, point in time, into a dataset"),
     "materialize": Verb("jobs.materialize", "load the latest values of online groups into the online store"),
     "online": Verb("jobs.online", "read a service's features of one entity from the online store"),
+    "maintain": Verb("jobs.maintain", "compact and vacuum offline tables; what a dataset was made of stays readable"),
     "generate": Verb("jobs.generate", "write the example retailer's raw data, of any size, into a lake"),
     "demo": Verb("jobs.demo", "run the example from raw data to an online read, showing each command"),
 }

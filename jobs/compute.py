@@ -23,6 +23,7 @@ from connectors.offline_tables import OfflineTable
 from connectors.registry import Snapshot
 from connectors.sources import read_source
 from connectors.spark_errors import data_errors
+from connectors.table_maintenance import past_maintenance
 from feature_defs import durations
 from feature_defs.errors import DataError, TidemarkError
 from feature_defs.fingerprint import transform_digest
@@ -232,7 +233,8 @@ def _write(
         observed, F.count(F.lit(1)).alias("rows"), F.count(REJECTED).alias("rejected"), *counts
     )
     try:
-        version = target.replace(counted_rows.where(F.col(REJECTED).isNull()).drop(REJECTED), note)
+        kept = counted_rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
+        version = past_maintenance(target, lambda: target.replace(kept, note))
     except Exception as error:
         if STOPPED not in str(error):
             raise
@@ -253,7 +255,7 @@ def _quarantine(target: OfflineTable, rejected: int, parts: Sequence[DataFrame],
             )
             for part in parts
         ]
-        target.replace(kept[0].unionByName(kept[1]), note)
+        past_maintenance(target, lambda: target.replace(kept[0].unionByName(kept[1]), note))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

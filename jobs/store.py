@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from jobs.compute import ComputeReport
     from jobs.generate import GenerateReport
+    from jobs.maintain import MaintainReport
     from jobs.materialize import MaterializeReport
     from jobs.online import OnlineReport
     from jobs.testing import CasesReport
@@ -103,6 +104,11 @@ class Store:
         from jobs.online import online_get
 
         return online_get(self.place, entity, service=service, group=group, check=check)
+
+    def maintain(self, *groups: str, retention: str = "7d", dry_run: bool = False) -> MaintainReport:
+        from jobs.maintain import maintain
+
+        return maintain(self.place, groups, retention=retention, dry_run=dry_run)
 
 
 def open_store(profile: str | None = None) -> Store:
