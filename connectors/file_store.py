@@ -158,7 +158,7 @@ def list_drafts(files: FileStore, uri: str) -> list[FileInfo]:
     if not isinstance(files, LocalFileStore):
         return []
     root, found = local_path(uri), []
-    for path in root.rglob(f"{_DRAFT}*"):
+    for path in (path for path in root.rglob(f"{_DRAFT}*") if path.suffix != ".crc"):  # ._SUCCESS.crc is none
         with contextlib.suppress(FileNotFoundError):
             status = path.stat()
             if path.is_file():

@@ -8,7 +8,7 @@ that was written since then is never touched, so that a job that runs now loses 
 and to be run again: a new version appears whole, a manifest goes before its files.
 
 Delta's own VACUUM knows no pins. With pins it is given an inventory: the table's files without those that pinned
-versions need. And a pinned version needs its commits, so a table with pins keeps all of its log.
+versions need. A pinned version also needs its commits and Delta's leave, so a table with pins is set to keep both.
 """
 
 from __future__ import annotations
@@ -39,8 +39,13 @@ _NOT_THERE = re.compile(
     r"\[DELTA_(VERSION_NOT_FOUND|VERSIONS_NOT_CONTIGUOUS|LOG_FILE_NOT_FOUND|TRUNCATED_TRANSACTION_LOG"
     r"|NO_RECREATABLE_HISTORY_FOUND)"
 )
-_LOG_KEPT = "tidemark.keepsLogForPins"
-_CLEANUP = "delta.enableExpiredLogCleanup"
+_KEEPS = "tidemark.keepsHours"
+_FILES_KEPT, _LOG_KEPT = "delta.deletedFileRetentionDuration", "delta.logRetentionDuration"
+_PINNED_HOURS = 24 * 3650
+_DEFAULT_HOURS, _DEFAULT_LOG_HOURS = 24 * 7, 24 * 30
+_VACUUM = "spark.databricks.delta.vacuum."
+# a version that the table's own settings do not let anybody read: its files are there, and needed once they do
+_ANY_VERSION = {f"{_VACUUM}enforceTimeTravelWithinDeletedFileRetentionDuration": "false"}
 _HOUR_US = 3_600_000_000
 
 
@@ -290,7 +295,7 @@ def _maintain_delta(table: DeltaOfflineTable, upkeep: Upkeep) -> Maintained:
     detail = spark.sql(f"DESCRIBE DETAIL {name}").collect()[0].asDict(recursive=True)
     compacted, notes = _optimize(table, detail, upkeep)
     if not upkeep.dry_run:
-        _keep_log(table, detail["properties"] or {}, bool(upkeep.pinned), upkeep)
+        _keep_history(table, detail["properties"] or {}, upkeep)
     listed = _data_files(table)
     needed = {_relative(path, detail["location"]) for paths in readable.values() for path in paths}
     garbage = _vacuum(table, listed, needed if upkeep.pinned else None, detail["location"], upkeep)
@@ -338,7 +343,8 @@ def _readable(table: DeltaOfflineTable, versions: Collection[int]) -> tuple[dict
 def _files_or_none(table: DeltaOfflineTable, version: int) -> list[str] | None:
     """None only where Delta says that the version is not there: after any other failure nothing may be removed."""
     try:
-        return list(table.read(version).inputFiles())
+        with _conf(table.spark, _ANY_VERSION):
+            return list(table.read(version).inputFiles())
     except Exception as error:
         if not _NOT_THERE.search(str(error)):
             raise
@@ -365,13 +371,19 @@ def _optimize(
     return (live, live - metrics["numFilesRemoved"] + metrics["numFilesAdded"]), ()
 
 
-def _keep_log(table: DeltaOfflineTable, properties: Mapping[str, str], pinned: bool, upkeep: Upkeep) -> None:
-    """Delta removes commits after 30 days; those of a table with pins stay, until its last pin is gone."""
+def _keep_history(table: DeltaOfflineTable, properties: Mapping[str, str], upkeep: Upkeep) -> None:
+    """Delta reads no version that was replaced a week ago, and removes commits after 30 days. A table with pins, or
+    with a longer retention, is told to keep both for longer, until that is over."""
+    hours = _PINNED_HOURS if upkeep.pinned else math.ceil(upkeep.retention_us / _HOUR_US)
     name = f"ALTER TABLE delta.`{table.uri}`"
-    if pinned and _CLEANUP not in properties:
-        _committed(table, f"{name} SET TBLPROPERTIES ('{_CLEANUP}' = 'false', '{_LOG_KEPT}' = 'true')", upkeep)
-    if not pinned and _LOG_KEPT in properties:
-        _committed(table, f"{name} UNSET TBLPROPERTIES IF EXISTS ('{_CLEANUP}', '{_LOG_KEPT}')", upkeep)
+    if hours <= _DEFAULT_HOURS:
+        if _KEEPS in properties:
+            names = f"'{_FILES_KEPT}', '{_LOG_KEPT}', '{_KEEPS}'"
+            _committed(table, f"{name} UNSET TBLPROPERTIES IF EXISTS ({names})", upkeep)
+    elif properties.get(_KEEPS) != str(hours):
+        kept = {_FILES_KEPT: f"interval {hours} hours", _LOG_KEPT: f"interval {max(hours, _DEFAULT_LOG_HOURS)} hours"}
+        told = ", ".join(f"'{key}' = '{value}'" for key, value in {**kept, _KEEPS: str(hours)}.items())
+        _committed(table, f"{name} SET TBLPROPERTIES ({told})", upkeep)
 
 
 def _committed(table: DeltaOfflineTable, statement: str, upkeep: Upkeep) -> list[Any]:

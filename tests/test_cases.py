@@ -74,12 +74,12 @@ from .words import kinds, totals
 
 every_type = Case(kinds, source="""
     customer_id | order_id | amount | share | price | status | day        | tags               | mark | ordered_at
-    c1          | 1        | 0.1    | 0.1   | 1.5   | paid   | 2026-01-01 | ["a", null, "\\|"] | 00ff | 2026-01-01
+    c1          | 1        | 0.1    | 0.1   | 1.5   | paid   | 2026-01-01 | ["a", null, "\\\\|"] | 00ff | 2026-01-01
     c1          | 2        | null   | null  | null  |        | null       | []                 | null | 2026-01-01
 """, expected="""
     order_id | customer_id | amount | share | price | status | day        | tags               | mark | created_time
     2        | c1          | null   | null  | null  |        | null       | []                 | null | null
-    1        | c1          | 0.1    | 0.1   | 1.50  | paid   | 2026-01-01 | ["a", null, "\\|"] | 00ff | null
+    1        | c1          | 0.1    | 0.1   | 1.50  | paid   | 2026-01-01 | ["a", null, "\\\\|"] | 00ff | null
 """)
 times_and_structs = Case(kinds, source="""
     customer_id | order_id | status | ordered_at                 | device

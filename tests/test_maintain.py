@@ -154,19 +154,23 @@ def test_small_files_are_compacted_and_old_versions_go_but_the_pinned_one(aged: 
     assert (again.bytes_freed, again.leftovers, [one.compacted for one in again.tables]) == (0, 0, [None] * 3)
 
 
-def test_log_of_a_pinned_delta_table_is_kept_until_its_dataset_is_gone(aged: Place) -> None:
-    """Delta removes commits after 30 days, and a version without its commits cannot be read."""
+def test_history_of_a_pinned_delta_table_is_kept_until_its_dataset_is_gone(aged: Place) -> None:
+    """Delta removes commits after 30 days, and reads no version that was replaced a week ago."""
+    with pytest.raises(Exception, match="Cannot time travel beyond"):
+        contents(aged, in_delta, 1)
 
     def properties() -> dict[str, str]:
         uri = aged.table(in_delta).uri
         return dict(aged.spark.sql(f"DESCRIBE DETAIL delta.`{uri}`").collect()[0]["properties"])
 
     maintain(aged, ["in_delta"])
-    assert properties()["delta.enableExpiredLogCleanup"] == "false"
+    kept = {"delta.deletedFileRetentionDuration", "delta.logRetentionDuration"}
+    assert kept <= properties().keys()
+    assert contents(aged, in_delta, 1) == expected(aged, in_delta, 1)
     shutil.rmtree(local_path(aged.lakes.uri(OUT)))
     report = maintain(aged, ["in_delta"])
     assert (report.pins_dropped, told(report, "in_delta/v1").pins) == (1, ())
-    assert "delta.enableExpiredLogCleanup" not in properties()
+    assert not kept & properties().keys()
     assert read_pins(aged.lakes, aged.settings.offline) == ()
     assert len(data_files(aged, "in_delta/v1")) == 5  # what was pinned is gone
     aged.computed(aged.applied(), in_delta)
@@ -429,10 +433,10 @@ def test_kill_of_a_run_between_its_steps_leaves_readable_tables(aged: Place, tmp
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     ran = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), point], env=environment, check=False)
     assert ran.returncode == -signal.SIGKILL
-    for _ in range(2):
+    for again in range(2):
         for group, pinned in ((in_delta, 1), (in_parquet, 2)):
             assert contents(aged, group) == expected(aged, group, 3)
-            assert contents(aged, group, pinned) == expected(aged, group, 1)
-        age(tmp_path)
+            if again or group is in_parquet:  # Delta reads an old version once a maintenance has ended
+                assert contents(aged, group, pinned) == expected(aged, group, 1)
         maintain(aged)
-    assert len(data_files(aged, "in_parquet/v1")) == 5
+    assert len(data_files(aged, "in_parquet/v1")) == 9
