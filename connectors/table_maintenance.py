@@ -291,7 +291,9 @@ def remove_drafts(files: FileStore, uri: str, upkeep: Upkeep) -> tuple[int, int]
 def _maintain_delta(table: DeltaOfflineTable, upkeep: Upkeep) -> Maintained:
     spark, name = table.spark, f"delta.`{table.uri}`"
     before = _delta_state(table, upkeep)
-    readable, lost = _readable(table, upkeep.pinned)
+    kept = kept_versions(_commit_times(table), upkeep.since_us, ()) | upkeep.pinned if upkeep.pinned else set()
+    readable, unreadable = _readable(table, kept)
+    lost = tuple(version for version in unreadable if version in upkeep.pinned)
     detail = spark.sql(f"DESCRIBE DETAIL {name}").collect()[0].asDict(recursive=True)
     compacted, notes = _optimize(table, detail, upkeep)
     if not upkeep.dry_run:
@@ -322,11 +324,15 @@ def _data_files(table: DeltaOfflineTable) -> list[FileInfo]:
 
 def _delta_state(table: DeltaOfflineTable, upkeep: Upkeep) -> TableState:
     data = _data_files(table)
+    versions = len(kept_versions(_commit_times(table), upkeep.since_us, upkeep.pinned))
+    return TableState(len(data), sum(file.size for file in data), versions)
+
+
+def _commit_times(table: DeltaOfflineTable) -> dict[int, int]:
+    """When each version was written, of those whose commit is still in the log."""
     commits = table.files.list_files(joined(table.uri, "_delta_log"))
     named = [(_VERSION["delta"].fullmatch(file.path), file.modified_us) for file in commits]
-    written = {int(name[1]): at for name, at in named if name}
-    versions = len(kept_versions(written, upkeep.since_us, upkeep.pinned))
-    return TableState(len(data), sum(file.size for file in data), versions)
+    return {int(name[1]): at for name, at in named if name}
 
 
 def _relative(path: str, location: str) -> str:
@@ -413,7 +419,11 @@ def _noted(table: DeltaOfflineTable, statement: str, note: Note, upkeep: Upkeep)
 def _vacuum(
     table: DeltaOfflineTable, listed: Sequence[FileInfo], needed: set[str] | None, location: str, upkeep: Upkeep
 ) -> list[str]:
-    """VACUUM, over all files or over those that no pinned version needs; gives what a dry run would remove."""
+    """VACUUM; gives what a dry run would remove.
+
+    With pins it is over old files that no kept version needs, and they may all go: Delta takes any other number of hours
+    for what the table is set to, which is ten years then.
+    """
     hours = math.ceil(upkeep.retention_us / _HOUR_US)
     conf = {
         "spark.databricks.delta.vacuum.logging.enabled": "false"
@@ -425,10 +435,11 @@ def _vacuum(
         rows = [
             (joined(location, file.path), file.size, False, file.modified_us // 1000)
             for file in listed
-            if file.path not in needed
+            if file.path not in needed and file.modified_us < upkeep.since_us
         ]
         kinds = "path string, length bigint, isDir boolean, modificationTime bigint"
         table.spark.createDataFrame(rows, kinds).createOrReplaceTempView(inventory)
+        hours = 0
         using = f" USING INVENTORY (SELECT * FROM {inventory})"  # noqa: S608 - a name that was made here
     statement = f"VACUUM delta.`{table.uri}`{using} RETAIN {hours} HOURS"
     try:
