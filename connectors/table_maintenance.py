@@ -7,8 +7,8 @@ A version that was the newest at any time since the retention began stays readab
 that was written since then is never touched, so that a job that runs now loses nothing. Everything is safe to be killed
 and to be run again: a new version appears whole, a manifest goes before its files.
 
-Delta's own VACUUM knows no pins. With pins it is given an inventory: the table's files without those that pinned
-versions need. A pinned version also needs its commits and Delta's leave, so a table with pins is set to keep both.
+Delta's own VACUUM knows no pins. With pins it is given an inventory: the table's old files without those that
+kept versions need. A pinned version also needs its commits and Delta's leave, so a table with pins is set to keep both.
 """
 
 from __future__ import annotations
@@ -421,8 +421,8 @@ def _vacuum(
 ) -> list[str]:
     """VACUUM; gives what a dry run would remove.
 
-    With pins it is over old files that no kept version needs, and they may all go: Delta takes any other number of hours
-    for what the table is set to, which is ten years then.
+    With pins it is over old files that no kept version needs, and they may all go: Delta takes any other number of
+    hours for what the table is set to, which is ten years then.
     """
     hours = math.ceil(upkeep.retention_us / _HOUR_US)
     conf = {
