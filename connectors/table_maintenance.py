@@ -421,15 +421,15 @@ def _vacuum(
 ) -> list[str]:
     """VACUUM; gives what a dry run would remove.
 
-    With pins it is over old files that no kept version needs, and they may all go: Delta takes any other number of
-    hours for what the table is set to, which is ten years then.
+    With pins it is over old files that no kept version needs, and they may all go; the table itself is set to keep
+    what was replaced for ten years then.
     """
     hours = math.ceil(upkeep.retention_us / _HOUR_US)
     conf = {
-        "spark.databricks.delta.vacuum.logging.enabled": "false"
-    }  # its two commits would be versions without a note
-    if hours < 168:
-        conf["spark.databricks.delta.retentionDurationCheck.enabled"] = "false"
+        f"{_VACUUM}logging.enabled": "false",  # its two commits would be versions without a note
+        f"{_VACUUM}retentionWindowIgnore.enabled": "false",  # else Delta 4.4 takes what the table is set to
+        "spark.databricks.delta.retentionDurationCheck.enabled": "false",  # ours may be shorter than that
+    }
     using, inventory = "", f"tidemark_inventory_{uuid.uuid4().hex}"
     if needed is not None:
         rows = [
