@@ -153,6 +153,19 @@ def check_writable(files: FileStore, folder: str) -> None:
     files.delete(probe)
 
 
+def list_drafts(files: FileStore, uri: str) -> list[FileInfo]:
+    """Files below a folder that were begun and not finished. Only local ones are drafts first."""
+    if not isinstance(files, LocalFileStore):
+        return []
+    root, found = local_path(uri), []
+    for path in (path for path in root.rglob(f"{_DRAFT}*") if path.suffix != ".crc"):  # ._SUCCESS.crc is none
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            if path.is_file():
+                found.append(FileInfo(path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns // 1000))
+    return found
+
+
 _SCHEMES: dict[str, Callable[[], FileStore]] = {"file": LocalFileStore}
 
 

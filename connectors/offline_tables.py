@@ -267,7 +267,7 @@ class ParquetOfflineTable:
         folder = f"data/{uuid.uuid4().hex}"
         try:
             rows.write.option("maxRecordsPerFile", ROWS_A_FILE).parquet(joined(self.uri, folder))
-            data = self._data_files(folder, rows.schema)
+            data = self.data_files(folder, rows.schema)
         except BaseException:  # Ctrl-C too
             self.files.delete(joined(self.uri, folder))
             raise
@@ -280,7 +280,7 @@ class ParquetOfflineTable:
             raise LakeError(f"Table '{self.uri}'", f"another run wrote version {number} first", hint=hint) from error
         return number
 
-    def _data_files(self, folder: str, schema: StructType) -> list[dict[str, Any]]:
+    def data_files(self, folder: str, schema: StructType) -> list[dict[str, Any]]:
         """The files that were written, with the span of event_time that each holds."""
         written = [file for file in self.files.list_files(joined(self.uri, folder)) if file.path.endswith(".parquet")]
         found = [{"path": f"{folder}/{file.path}", "bytes": file.size} for file in written]

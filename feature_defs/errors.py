@@ -2,7 +2,7 @@
 
     TidemarkError                exit
     |- UsageError                  4    the command line or a profile asks for something that cannot be
-    |- DefinitionError             3    definition files, every fault at once
+    |- DefinitionError             3    definition files or their tests, every fault at once
     |- ChangeRefused               3    an apply that would break a service or silently change a type
     |- DataError                   5    a source, a spine or an offline table does not hold what was declared
     |- LakeError                   6    a lake, a database or the registry cannot be read or written
@@ -11,7 +11,8 @@
     |- MissingPartError            8    Java, a jar or an optional package is not there
     `- SparkFailed                 9    Spark gave up for a reason that is not the data's: memory, disk, a lost cluster
 
-Exit 0 is success, 1 a bug in Tidemark (with its traceback), 2 is kept for `tidemark plan` that found changes.
+Exit 0 is success, 1 a bug in Tidemark (with its traceback), 2 is kept for `tidemark plan` that found changes,
+and a `tidemark test` that failed is 3 too: the definitions are not what their tests say.
 Messages name objects, columns and types; never feature values and never secrets.
 """
 
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_CHANGES = 2
+EXIT_DEFINITIONS = 3
 
 
 class TidemarkError(Exception):
@@ -99,13 +101,13 @@ class DefinitionError(TidemarkError):
 
     exit_code = 3
 
-    def __init__(self, faults: Iterable[Fault]) -> None:
+    def __init__(self, faults: Iterable[Fault], subject: str = "Definitions", verb: str = "check") -> None:
         self.faults = tuple(sorted(faults))
         count = len(self.faults)
         super().__init__(
-            "Definitions",
+            subject,
             f"{count} fault{'' if count == 1 else 's'}",
-            hint="correct the files named above and run `tidemark check`",
+            hint=f"correct the files named above and run `tidemark {verb}`",
         )
 
     def __str__(self) -> str:

@@ -15,7 +15,7 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from typing import Any
 from feature_defs.checks import check
 from feature_defs.errors import DefinitionError, Fault, near_miss
 from feature_defs.model import WORDS, Aggregate, Definition, Definitions, Expectation, Feature, Location
+from feature_defs.testing import Case, NamedCase
 
-_CALLABLES = {word.__name__: word for word in (*WORDS, Feature, Aggregate, Expectation)}
+_CALLABLES = {word.__name__: word for word in (*WORDS, Feature, Aggregate, Expectation, Case)}
 
 
 def load(folder: Path) -> Definitions:
@@ -37,8 +38,40 @@ def load(folder: Path) -> Definitions:
     # a file that failed to load hides its definitions: what others miss because of it is not a fault of theirs
     faults += [fault for fault in found if not broken or "is not defined" not in fault.problem]
     if faults or definitions is None:
-        raise DefinitionError(_shown(fault) for fault in faults)
+        raise DefinitionError(shown(fault) for fault in faults)
     return definitions
+
+
+def load_cases(folder: Path) -> tuple[list[NamedCase], list[Fault]]:
+    """The cases of a folder's test files, and the faults of files that do not load; after `load` of the same folder.
+
+    They belong to the package of that load: what they import from a definition file is what was loaded.
+    """
+    folder = folder.resolve()
+    found: dict[int, NamedCase] = {}
+    faults: dict[tuple[str, int, str], Fault] = {}
+    for path in sorted(path for path in folder.rglob("test_*.py") if not _cached(path.relative_to(folder))):
+        module = _imported(folder, _package_name(folder), path)
+        if isinstance(module, Fault):
+            faults.setdefault((module.file, module.line, module.problem), module)
+            continue
+        for name, case in _cases_in(vars(module)):
+            found.setdefault(id(case), NamedCase(name, str(path), case))
+    return list(found.values()), list(faults.values())
+
+
+def _cases_in(names: Mapping[str, Any]) -> Iterator[tuple[str, Case]]:
+    """Cases at the top level of a file, alone or several in a list or a dict."""
+    for name, item in names.items():
+        if isinstance(item, Case):
+            yield name, item
+        elif isinstance(item, list | tuple | dict):
+            pairs = item.items() if isinstance(item, dict) else enumerate(item)
+            yield from ((f"{name}[{key}]", case) for key, case in pairs if isinstance(case, Case))
+
+
+def _cached(path: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.parts)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -60,16 +93,21 @@ def _import_all(folder: Path, files: Sequence[Path]) -> tuple[list[Definition], 
     objects: dict[int, Definition] = {}
     faults: dict[tuple[str, int, str], Fault] = {}
     for path in files:
-        name = ".".join((package, *path.relative_to(folder).with_suffix("").parts))
-        try:
-            with _no_bytecode():
-                module = importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's file raises is a fault of that file
-            fault = _import_fault(folder, path, error)
-            faults.setdefault((fault.file, fault.line, fault.problem), fault)
+        module = _imported(folder, package, path)
+        if isinstance(module, Fault):
+            faults.setdefault((module.file, module.line, module.problem), module)
             continue
         objects.update((id(item), item) for item in _definitions_in(vars(module).values()))
     return list(objects.values()), list(faults.values())
+
+
+def _imported(folder: Path, package: str, path: Path) -> types.ModuleType | Fault:
+    name = ".".join((package, *path.relative_to(folder).with_suffix("").parts))
+    try:
+        with _no_bytecode():
+            return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's file raises is a fault of that file
+        return _import_fault(folder, path, error)
 
 
 @contextlib.contextmanager
@@ -84,7 +122,7 @@ def _no_bytecode() -> Iterator[None]:
 
 def _package(folder: Path) -> str:
     """A fresh package over the folder (and its subfolders), never on sys.path and never cached from an earlier load."""
-    name = "_definitions_" + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+    name = _package_name(folder)
     for loaded in [loaded for loaded in sys.modules if loaded == name or loaded.startswith(name + ".")]:
         del sys.modules[loaded]
     importlib.invalidate_caches()
@@ -93,6 +131,10 @@ def _package(folder: Path) -> str:
     package.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
     sys.modules[name] = package
     return name
+
+
+def _package_name(folder: Path) -> str:
+    return "_definitions_" + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
 
 
 def _definitions_in(values: Iterable[Any]) -> Iterator[Definition]:
@@ -140,7 +182,7 @@ def _import_hint(folder: Path, error: BaseException) -> str:
     return "correct this line"
 
 
-def _shown(fault: Fault) -> Fault:
+def shown(fault: Fault) -> Fault:
     return replace(fault, file=shown_path(Path(fault.file)))
 
 

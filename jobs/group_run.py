@@ -21,6 +21,7 @@ from connectors.file_store import check_writable, open_file_store
 from connectors.offline_tables import OfflineTable, Span
 from connectors.registry import Snapshot
 from connectors.source_changes import Added, State, added_since
+from connectors.table_maintenance import past_maintenance
 from feature_defs import durations
 from feature_defs.errors import DataError
 from feature_defs.fingerprint import transform_digest
@@ -33,7 +34,7 @@ from jobs.place import Place, time_of
 from jobs.report import step
 from jobs.transforms.expectations import STOPPED, broken, checked, rules_of
 from jobs.transforms.features import changed_rows, feature_rows, grid_end, laid_out, reach
-from jobs.transforms.rows import clocked, filtered, marked, quoted, transformed
+from jobs.transforms.rows import prepared, quoted
 
 MOST_GRID_POINTS = 1_000_000  # a century of hours; one stray row of the year 1 must not become millions of rows
 FULL, ADDED, BACKFILL, NOTHING = "full", "added", "backfill", "nothing new"
@@ -178,8 +179,8 @@ class _Job:
     def rows(self, added: Added | None = None) -> tuple[DataFrame, tuple[str, ...]]:
         """The source's rows with clocks and reasons for rejection, and the columns that its schema lacks."""
         raw = source_rows(self.place, self.snapshot, self.source, state=self.state, added=added)
-        kept = transformed(filtered(raw.rows, self.source), _transform(self.place, self.group))
-        return marked(clocked(kept, self.source), self.entity), raw.extra_columns
+        transform = _transform(self.place, self.group)
+        return prepared(raw.rows, self.source, self.entity, transform), raw.extra_columns
 
     def clean(self, good: DataFrame) -> Cleaned:
         return clean(self.place, self.snapshot, self.group, good, run=self.note["run"], now=self.now)
@@ -483,7 +484,8 @@ def _write(job: _Job, features: DataFrame, commit: Callable[[DataFrame], int]) -
         observed, F.count(F.lit(1)).alias("rows"), F.count(REJECTED).alias("rejected"), *counts
     )
     try:
-        version = commit(laid_out(counted_rows, job.group, job.entity))
+        laid = laid_out(counted_rows, job.group, job.entity)
+        version = past_maintenance(job.table, lambda: commit(laid))
     except Exception as error:
         if STOPPED not in str(error):
             raise

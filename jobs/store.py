@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     from jobs.compute import ComputeReport
     from jobs.generate import GenerateReport
+    from jobs.maintain import MaintainReport
     from jobs.materialize import MaterializeReport
     from jobs.online import OnlineReport
+    from jobs.testing import CasesReport
     from jobs.training_set import TrainingSetReport
 
 
@@ -38,6 +40,11 @@ class Store:
 
     def check(self) -> CheckReport:
         return check(self.place)
+
+    def test(self, *names: str) -> CasesReport:
+        from jobs.testing import run_cases
+
+        return run_cases(self.place, names)
 
     def plan(self) -> PlanReport:
         return plan(self.place)
@@ -97,6 +104,11 @@ class Store:
         from jobs.online import online_get
 
         return online_get(self.place, entity, service=service, group=group, check=check)
+
+    def maintain(self, *groups: str, retention: str = "7d", dry_run: bool = False) -> MaintainReport:
+        from jobs.maintain import maintain
+
+        return maintain(self.place, groups, retention=retention, dry_run=dry_run)
 
 
 def open_store(profile: str | None = None) -> Store:

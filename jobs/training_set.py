@@ -1,6 +1,6 @@
 """training-set: spine + service -> a dataset, every spine row once with the features as they were at its time.
 
-    read the spine -> plan the join -> as-of join -> write the dataset and its manifest
+    read the spine -> plan the join -> pin the tables' versions -> as-of join -> write the dataset and its manifest
 
 The dataset appears whole or not at all. The report counts spine rows without a key or time, and the leak: cells that
 would differ had rows created after the spine time been left out.
@@ -22,6 +22,7 @@ from pyspark.sql import functions as F
 from connectors.file_store import FileStore, check_writable, open_file_store
 from connectors.lakes import joined
 from connectors.offline_tables import DeltaOfflineTable
+from connectors.pins import DATASET_MANIFEST, Pin, write_pin
 from connectors.registry import Snapshot
 from connectors.spark_errors import data_errors
 from feature_defs import data_types
@@ -33,7 +34,7 @@ from jobs.report import counted, step
 from jobs.transforms.as_of import LEAK, training_rows
 from jobs.transforms.rows import quoted
 
-MANIFEST = "_tidemark.json"
+MANIFEST = DATASET_MANIFEST
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ def training_set(
         "rules": asdict(plan.rules),
         "columns": [*rows.columns, *plan.outputs],
     }
+    tables = {place.table_path(snapshot.definitions.groups[name]): n for name, n in dataset.table_versions.items()}
+    write_pin(place.lakes, place.settings.offline, Pin(run, out, tables, tuple(dataset.table_versions)))
     with step(f"training-set {found.name}"), data_errors(f"Service '{found.name}'"):
         counts = _write(target, dataset, note)
     return TrainingSetReport(

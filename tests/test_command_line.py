@@ -131,7 +131,7 @@ def test_every_module_that_can_run_as_a_script_is_a_verb() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["chek"], "'chek' is not a verb\nHint: did you mean 'check'? verbs: check, plan, apply"),
+        (["chek"], "'chek' is not a verb\nHint: did you mean 'check'? verbs: check, test, plan, apply"),
         (["--profile", "local"], "'--profile' is not a verb"),
         (["show"], "`tidemark show`: the following arguments are required: name"),
         (["check", "--verbose"], "`tidemark check`: unrecognized arguments: --verbose\nHint: `tidemark check --help`"),

@@ -22,6 +22,13 @@ from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED, Entity, Sourc
 _DAY_US = 86_400_000_000
 
 
+def prepared(
+    rows: DataFrame, source: Source, entity: Entity, transform: Callable[[DataFrame], DataFrame] | None
+) -> DataFrame:
+    """All of the above: a source's raw rows as a group sees them, before its features."""
+    return marked(clocked(transformed(filtered(rows, source), transform), source), entity)
+
+
 def clocked(rows: DataFrame, source: Source) -> DataFrame:
     """All columns, with `event_time` and `created_time` as UTC timestamps."""
     for clock, column in ((EVENT_TIME, source.event_time), (CREATED_TIME, source.created_time)):
