@@ -6,12 +6,39 @@ Standard library only. The words are here; everything else is imported from its 
 from feature_defs.model import (
     Aggregate,
     Entity,
-    Expectation,
     Feature,
     FeatureGroup,
     FeatureSelection,
     Service,
     Source,
 )
+from feature_defs.rules import (
+    Expectation,
+    Freshness,
+    InRange,
+    Matches,
+    NotNull,
+    OneOf,
+    RowCount,
+    SumsMatch,
+    Unique,
+)
 
-__all__ = ["Aggregate", "Entity", "Expectation", "Feature", "FeatureGroup", "FeatureSelection", "Service", "Source"]
+__all__ = [
+    "Aggregate",
+    "Entity",
+    "Expectation",
+    "Feature",
+    "FeatureGroup",
+    "FeatureSelection",
+    "Freshness",
+    "InRange",
+    "Matches",
+    "NotNull",
+    "OneOf",
+    "RowCount",
+    "Service",
+    "Source",
+    "SumsMatch",
+    "Unique",
+]

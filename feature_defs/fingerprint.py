@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_defs import data_types, expressions
+from feature_defs import data_types, expressions, rules
 from feature_defs.model import Aggregate, Definitions, FeatureGroup, TransformReference
 
 
@@ -43,9 +43,7 @@ def fingerprint(group: FeatureGroup, definitions: Definitions) -> str:
         "ttl": group.ttl,
         "skip_nulls": group.skip_nulls,
         "transform": transform_digest(group.transform),
-        "quarantine": sorted(
-            _sql(rule.condition) or "" for rule in group.expectations if rule.severity == "quarantine"
-        ),
+        "quarantine": sorted(rules.meaning(rule) for rule in group.rules if rule.severity == "quarantine"),
     }
     text = json.dumps(meaning, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

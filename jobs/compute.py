@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
-from pyspark.sql import DataFrame, Observation
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from connectors.file_store import check_writable, open_file_store
-from connectors.offline_tables import OfflineTable
 from connectors.registry import Snapshot
 from connectors.sources import read_source
 from connectors.spark_errors import data_errors
@@ -27,11 +26,13 @@ from feature_defs import durations
 from feature_defs.errors import DataError, TidemarkError
 from feature_defs.fingerprint import transform_digest
 from feature_defs.loading import load
-from feature_defs.model import EVENT_TIME, Expectation, FeatureGroup, Source
+from feature_defs.model import EVENT_TIME, FeatureGroup, Source
 from jobs import arguments
 from jobs.place import Place, chosen_groups, new_run, now_us, time_of
+from jobs.quality import FEATURE, SOURCE, keep_results, quarantine, write_checked
 from jobs.report import counted, step, table
-from jobs.transforms.expectations import STOPPED, broken, checked, rules_of
+from jobs.rule_results import results_uri
+from jobs.transforms.expectations import checked, rules_of
 from jobs.transforms.features import feature_rows, grid_end
 from jobs.transforms.rows import REJECTED, clocked, filtered, marked, quoted, transformed
 
@@ -143,21 +144,23 @@ def _compute_group(place: Place, snapshot: Snapshot, group: FeatureGroup, run: s
     good = rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
     until = _grid_end(group, told, now) if group.every else now
     features = checked(feature_rows(good, group, entity, until_us=until), rules)
-    note = {"run": run, "verb": "compute", "group": group.name, "fingerprint": snapshot.fingerprint(group.name)}
-    written, version = _write(place.table(group), features, rules, {**note, "snapshot": snapshot.number})
-    rejected = told.bad + written["rejected"]
-    _quarantine(place.quarantine(group), rejected, [rows, features], {**note, "verb": "quarantine"})
+    about = {"run": run, "verb": "compute", "group": group.name, "fingerprint": snapshot.fingerprint(group.name)}
+    note = {**about, "snapshot": snapshot.number}
+    written = write_checked(place, group, features, note, now_us=now)
+    rejected = told.bad + written.rejected
+    quarantine(place, group, rejected, {SOURCE: rows, FEATURE: features}, note)
+    keep_results(place, group, written, note, now_us=now)
     return ComputedGroup(
         group=group.name,
         version=group.version,
-        table_version=version,
-        rows=written["rows"] - written["rejected"],
+        table_version=written.version,
+        rows=written.rows,
         rejected=rejected,
         seconds=round(time.monotonic() - started, 3),
         extra_columns=raw.extra_columns,
         empty_columns=told.empty_columns,
         future_rows=told.future,
-        broken_rules={rule.name: written[f"rule_{number}"] for number, rule in enumerate(rules)},
+        broken_rules=written.broken_rules,
     )
 
 
@@ -218,43 +221,10 @@ def _grid_end(group: FeatureGroup, told: _Inspected, now: int) -> int:
 
 
 def _check_writable(place: Place, group: FeatureGroup, *, quarantine: bool) -> None:
-    """Both tables, before either is written: a job must not end between the two."""
-    for target in [place.table(group), *([place.quarantine(group)] if quarantine else [])]:
-        check_writable(open_file_store(target.uri), target.uri)
-
-
-def _write(
-    target: OfflineTable, features: DataFrame, rules: Sequence[Expectation], note: dict[str, object]
-) -> tuple[dict[str, int], int]:
-    """Counts and the table's new version, from one pass."""
-    counts = [F.count(F.when(broken(rule), 1)).alias(f"rule_{number}") for number, rule in enumerate(rules)]
-    observed = Observation()
-    counted_rows = features.observe(
-        observed, F.count(F.lit(1)).alias("rows"), F.count(REJECTED).alias("rejected"), *counts
-    )
-    try:
-        version = target.replace(counted_rows.where(F.col(REJECTED).isNull()).drop(REJECTED), note)
-    except Exception as error:
-        if STOPPED not in str(error):
-            raise
-        rule = str(error).split(STOPPED, 1)[1].split("\n")[0].split(" SQLSTATE")[0].strip(" '\"")
-        problem = f"expectation '{rule}' of severity stop is broken"
-        hint = "correct the source, or the rule; the offline table is as it was"
-        raise DataError(f"FeatureGroup '{note['group']}'", problem, hint=hint) from error
-    return observed.get, version
-
-
-def _quarantine(target: OfflineTable, rejected: int, parts: Sequence[DataFrame], note: dict[str, object]) -> None:
-    """Keep the rejected rows with their reasons; a table with rows of an earlier run is emptied once all is well."""
-    if rejected or target.version() is not None:
-        kept = [
-            part.where(F.col(REJECTED).isNotNull()).select(
-                F.col(REJECTED).alias("reason"),
-                F.to_json(F.struct(*quoted(name for name in part.columns if name != REJECTED))).alias("row"),
-            )
-            for part in parts
-        ]
-        target.replace(kept[0].unionByName(kept[1]), note)
+    """All that is to be written, before any of it is: a job must not end between the two."""
+    tables = [place.table(group), *([place.quarantine(group)] if quarantine else [])]
+    for uri in [*(target.uri for target in tables), results_uri(place, group)]:
+        check_writable(open_file_store(uri), uri)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

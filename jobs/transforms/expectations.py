@@ -1,53 +1,203 @@
-"""What rows should be like: each rule becomes a count, a mark for the quarantine, or a stop of the job.
+"""What rows should be like: each rule becomes a bit, a mark for the quarantine, or a stop of the job; then a number.
 
-A condition that is null holds, as in SQL's CHECK. A feature's allowed values are a rule of severity warn.
+    rows -> unique counts -> `BROKEN` (a bit a row rule) -> `REJECTED` -> measures, observed while the rows are written
+
+Every condition is evaluated once a row, whatever is counted of it and done about it. A null makes a rule hold, as in
+SQL's CHECK, but for NotNull. A feature's allowed values are a rule of severity warn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import reduce
 
-from pyspark.sql import Column, DataFrame
+from pyspark.errors import AnalysisException
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from feature_defs.model import Expectation, FeatureGroup
-from jobs.transforms.rows import REJECTED
+from feature_defs.errors import DataError
+from feature_defs.model import EVENT_TIME, FeatureGroup
+from feature_defs.rules import (
+    Expectation,
+    Freshness,
+    InRange,
+    Rule,
+    SumsMatch,
+    TableRule,
+    Unique,
+    columns_of,
+    condition,
+    literal,
+    name_of,
+)
+from jobs.transforms.rows import REJECTED, quoted, reason
 
 STOPPED = "tidemark expectation broken: "
+BROKEN = "_tidemark_broken_"
+_SAME = "_tidemark_same_"
+_BITS = 60  # rules a column of bits; a bigint has 63 that can be shifted without its sign
+_NUMBERS = ("tinyint", "smallint", "int", "bigint", "float", "double", "decimal")
 
 
-def rules_of(group: FeatureGroup) -> tuple[Expectation, ...]:
-    """The group's expectations, and one for each feature with allowed values."""
+def rules_of(group: FeatureGroup) -> tuple[Rule, ...]:
+    """The group's expectations, those of its features, and one for each feature with allowed values."""
     allowed = (
         Expectation(f"{feature.name}_allowed_values", _one_of(feature.name, feature.allowed_values))
         for feature in group.features
         if feature.allowed_values
     )
-    return (*group.expectations, *allowed)
+    return (*group.rules, *allowed)
 
 
-def checked(rows: DataFrame, rules: Sequence[Expectation]) -> DataFrame:
-    """The rows with the names of the quarantine rules they break in `REJECTED`; evaluating it fails on a stop rule."""
-    quarantine = [rule for rule in rules if rule.severity == "quarantine"]
-    stop = [rule for rule in rules if rule.severity == "stop"]
-    reasons = [F.when(broken(rule), F.lit(rule.name)) for rule in quarantine]
-    reasons = [F.when(broken(rule), F.raise_error(F.lit(STOPPED + rule.name))) for rule in stop] + reasons
-    marked = F.concat_ws(", ", *reasons) if reasons else F.lit("")
-    return rows.select("*", F.nullif(marked, F.lit("")).alias(REJECTED))
+def checked(rows: DataFrame, rules: Sequence[Rule]) -> DataFrame:
+    """The rows with the names of the quarantine rules they break in `REJECTED`; evaluating it fails on a stop rule.
+
+    The columns of bits stay until `measures` are taken: `without_marks` drops them.
+    """
+    row_rules = _row_rules(rules)
+    _check_types(rows, rules)
+    bits = _bits(rows, row_rules)
+    named = [F.when(_is_broken(number), F.lit(name_of(rule))) for number, rule in enumerate(row_rules)]
+    chosen = {
+        severity: [number for number, rule in enumerate(row_rules) if rule.severity == severity]
+        for severity in ("quarantine", "stop")
+    }
+    marked = F.lit(None).cast("string")
+    if chosen["quarantine"]:
+        names = F.concat_ws(", ", *(named[number] for number in chosen["quarantine"]))
+        marked = F.when(_any_broken(chosen["quarantine"]), names)
+    if chosen["stop"]:
+        first = F.coalesce(*(named[number] for number in chosen["stop"]))
+        stopped = F.raise_error(F.concat(F.lit(STOPPED), first)).cast("string")
+        marked = F.when(_any_broken(chosen["stop"]), stopped).otherwise(marked)
+    return _with_same(rows, row_rules).select(*quoted(rows.columns), *bits).select("*", marked.alias(REJECTED))
 
 
-def broken(rule: Expectation) -> Column:
-    return ~F.coalesce(F.expr(f"({rule.condition}\n)"), F.lit(True))
+def without_marks(rows: DataFrame) -> DataFrame:
+    """The rows as the table has them."""
+    return rows.drop(REJECTED, *(name for name in rows.columns if name.startswith(BROKEN)))
+
+
+def measures(rows: DataFrame, rules: Sequence[Rule], *, now_us: int) -> list[Column]:
+    """Aggregates of checked rows that decide every rule: see `rule_results.judged` for how."""
+    kept = F.col(REJECTED).isNull()
+    taken = [F.count(F.lit(1)).alias("rows"), F.count(REJECTED).alias("rejected")]
+    places = {id(rule): number for number, rule in enumerate(_row_rules(rules))}
+    extremes: dict[str, str] = {}
+    types = {name.lower(): kind for name, kind in rows.dtypes}
+    for number, rule in enumerate(rules):
+        if id(rule) in places:
+            taken.append(F.sum(_bit(places[id(rule)])).alias(f"rule_{number}"))
+        if isinstance(rule, InRange):
+            column = columns_of(rule)[0].lower()
+            if column not in extremes:
+                extremes[column] = ""
+                value = _shown(F.col(quoted([column])[0]), types[column])
+                taken += [F.min(value).alias(f"min_{column}"), F.max(value).alias(f"max_{column}")]
+        if isinstance(rule, Freshness):
+            newest = F.unix_micros(EVENT_TIME)
+            taken.append(F.max(F.when(kept & (newest <= now_us), newest)).alias(f"newest_{number}"))
+        if isinstance(rule, SumsMatch):
+            for side, text in (("left", rule.left), ("right", rule.right)):
+                taken.append(F.sum(F.when(kept, F.expr(f"({text}\n)"))).alias(f"{side}_{number}"))
+    return taken
+
+
+def _row_rules(rules: Sequence[Rule]) -> list[Rule]:
+    return [rule for rule in rules if not isinstance(rule, TableRule)]
+
+
+def _bits(rows: DataFrame, rules: Sequence[Rule]) -> Iterator[Column]:
+    """Columns of a bit a rule, set when the row breaks it."""
+    types = {name.lower(): kind for name, kind in rows.dtypes}
+    for start in range(0, len(rules), _BITS):
+        weighed = [
+            F.when(_broken(rule, types), F.lit(1 << bit).cast("bigint")).otherwise(F.lit(0).cast("bigint"))
+            for bit, rule in enumerate(rules[start : start + _BITS])
+        ]
+        yield reduce(lambda one, other: one + other, weighed).alias(f"{BROKEN}{start // _BITS}")
+
+
+def _bit(number: int) -> Column:
+    word = F.col(f"{BROKEN}{number // _BITS}")
+    return F.shiftright(word, number % _BITS).bitwiseAND(F.lit(1).cast("bigint"))
+
+
+def _is_broken(number: int) -> Column:
+    return _bit(number) != F.lit(0)
+
+
+def _any_broken(numbers: Sequence[int]) -> Column:
+    words: dict[int, int] = {}
+    for number in numbers:
+        words[number // _BITS] = words.get(number // _BITS, 0) | 1 << number % _BITS
+    tests = [
+        F.col(f"{BROKEN}{word}").bitwiseAND(F.lit(mask).cast("bigint")) != F.lit(0) for word, mask in words.items()
+    ]
+    return reduce(lambda one, other: one | other, tests)
+
+
+def _broken(rule: Rule, types: dict[str, str]) -> Column:
+    if isinstance(rule, Unique):
+        return F.col(_same(rule)) > F.lit(1)
+    return ~F.coalesce(F.expr(f"({condition(rule, types)}\n)"), F.lit(True))
+
+
+def _same(rule: Unique) -> str:
+    return _SAME + ",".join(sorted(name.lower() for name in columns_of(rule))).replace("`", "")
+
+
+def _with_same(rows: DataFrame, rules: Sequence[Rule]) -> DataFrame:
+    """For each set of unique columns how many rows have the row's values; null where one of them is null.
+
+    A shuffle and a sort a set, the price of such a rule. Rows with a null hold, so they are spread, not gathered.
+    """
+    for rule in {_same(rule): rule for rule in rules if isinstance(rule, Unique)}.values():
+        columns = quoted(columns_of(rule))
+        missing = reduce(lambda one, other: one | other, [F.col(name).isNull() for name in columns])
+        spread = F.when(missing, F.xxhash64(*quoted(rows.columns)))
+        alike = Window.partitionBy(*columns, spread)
+        rows = rows.withColumn(_same(rule), F.when(~missing, F.count(F.lit(1)).over(alike)))
+    return rows
+
+
+def _check_types(rows: DataFrame, rules: Sequence[Rule]) -> None:
+    """Conditions are boolean and sums are of numbers: asked of Spark all at once, one by one only after a fault."""
+    texts: list[tuple[Rule, str, str]] = []
+    for rule in rules:
+        if isinstance(rule, Expectation):
+            texts.append((rule, "condition", rule.condition))
+        if isinstance(rule, SumsMatch):
+            texts += [(rule, "left", rule.left), (rule, "right", rule.right)]
+    if not texts:
+        return
+    try:
+        types = rows.select(*(F.expr(f"({text}\n)").alias(f"c{n}") for n, (_, _, text) in enumerate(texts))).dtypes
+    except AnalysisException as error:
+        raise _first_fault(rows, texts) or error from error
+    for (rule, part, _), (_, kind) in zip(texts, types, strict=True):
+        plain, expected = kind.partition("(")[0], "boolean" if part == "condition" else "a number"
+        if plain != "void" and (plain != "boolean" if part == "condition" else plain not in _NUMBERS):
+            problem = f"its {part} gives {kind}, expected {expected}"
+            raise DataError(f"Expectation '{name_of(rule)}'", problem, hint="correct it; nothing was written")
+
+
+def _first_fault(rows: DataFrame, texts: Sequence[tuple[Rule, str, str]]) -> DataError | None:
+    for rule, part, text in texts:
+        try:
+            _ = rows.select(F.expr(f"({text}\n)")).schema
+        except AnalysisException as error:  # noqa: PERF203 - the first that fails ends it
+            problem = f"its {part} `{text}`: {reason(error)}"
+            return DataError(f"Expectation '{name_of(rule)}'", problem, hint="correct it; nothing was written")
+    return None
+
+
+def _shown(value: Column, kind: str) -> Column:
+    """An extreme as JSON can hold it: a time in microseconds, a date or a decimal as text."""
+    if kind == "timestamp":
+        return F.unix_micros(value)
+    return value
 
 
 def _one_of(column: str, values: Sequence[object]) -> str:
-    return f"`{column}` IN ({', '.join(map(_literal, values))})"
-
-
-def _literal(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).upper()
-    if isinstance(value, int | float):
-        return repr(value)
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
+    return f"`{column}` IN ({', '.join(map(literal, values))})"

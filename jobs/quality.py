@@ -1,0 +1,183 @@
+"""Feature rows with their rules -> the offline table, the quarantine and the run's results.
+
+    checked rows -> (measured first, when a rule of the whole table may stop the run) -> table -> quarantine -> results
+
+Each step names the run. A quarantine is valid when the table's newest version names its run, so a job that is killed
+between two steps leaves nothing that counts twice; the results, written last, say that all of it is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import Column, DataFrame, Observation
+from pyspark.sql import functions as F
+
+from connectors.offline_tables import Note
+from feature_defs.errors import DataError, LakeError
+from feature_defs.model import FeatureGroup
+from feature_defs.rules import TableRule
+from jobs.place import Place, now_us, time_of
+from jobs.rule_results import BROKEN, RuleResult, RunResults, judged, keep, unknown
+from jobs.transforms.expectations import BROKEN as BROKEN_BITS
+from jobs.transforms.expectations import STOPPED, measures, rules_of, without_marks
+from jobs.transforms.rows import REJECTED, quoted
+
+SOURCE, FEATURE = "source", "feature"  # what a quarantined row was when it was rejected
+_JSON = {
+    "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",  # Spark's own form ends at milliseconds
+    "timestampNTZFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSS",
+    "timeZone": "UTC",
+}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came of one group's rows. `rows` are those of the table, `rejected` those that rules kept out of it."""
+
+    version: int
+    rows: int
+    rejected: int
+    results: tuple[RuleResult, ...]
+
+    @property
+    def broken_rules(self) -> dict[str, int]:
+        return {result.name: result.broken or 0 for result in self.results}
+
+
+def write_checked(place: Place, group: FeatureGroup, features: DataFrame, note: Note, *, now_us: int) -> Written:
+    """Replace the group's table by the checked rows that may be in it, counting in the same pass."""
+    rules = rules_of(group)
+    taken = measures(features, rules, now_us=now_us)
+    try:
+        if any(isinstance(rule, TableRule) and rule.severity == "stop" for rule in rules):
+            # the sums of a pass are known when it ends, and then Delta has committed: so they are taken before
+            _stop_if_broken(judged(rules, features.agg(*taken).collect()[0].asDict(), group, now_us=now_us))
+        observed = Observation()
+        good = features.observe(observed, *taken).where(F.col(REJECTED).isNull())
+        version = place.table(group).replace(without_marks(good), note)
+    except Exception as error:
+        stopped_by = error.rule if isinstance(error, _Stopped) else _rule_in(str(error))
+        if stopped_by is None:
+            raise
+        results = error.results if isinstance(error, _Stopped) else unknown(rules, stopped_by)
+        with contextlib.suppress(LakeError, FileExistsError):  # the broken rule is what has to be told
+            keep(place, group, _results(group, note, results, now_us=now_us))
+        problem = f"expectation '{stopped_by}' of severity stop is broken"
+        hint = "correct the source, or the rule; the offline table is as it was"
+        raise DataError(f"FeatureGroup '{group.name}'", problem, hint=hint) from error
+    measured = observed.get
+    found = judged(rules, measured, group, now_us=now_us)
+    return Written(version, measured["rows"] - measured["rejected"], measured["rejected"], found)
+
+
+def keep_results(place: Place, group: FeatureGroup, written: Written, note: Note, *, now_us: int) -> None:
+    """The last step of a run: its results, which also say that its quarantine is complete."""
+    keep(place, group, _results(group, note, written.results, now_us=now_us, written=written))
+
+
+class _Stopped(Exception):
+    """A rule of the whole table that ends the run."""
+
+    def __init__(self, rule: str, results: tuple[RuleResult, ...]) -> None:
+        super().__init__(rule)
+        self.rule, self.results = rule, results
+
+
+def _stop_if_broken(results: tuple[RuleResult, ...]) -> None:
+    broken = next((result for result in results if result.severity == "stop" and result.verdict == BROKEN), None)
+    if broken is not None:
+        raise _Stopped(broken.name, results)
+
+
+def _rule_in(text: str) -> str | None:
+    """The row rule whose raise_error ended a Spark job."""
+    if STOPPED not in text:
+        return None
+    return text.split(STOPPED, 1)[1].split("\n", maxsplit=1)[0].split(" SQLSTATE", maxsplit=1)[0].strip(" '\"")
+
+
+def _results(
+    group: FeatureGroup,
+    note: Note,
+    results: tuple[RuleResult, ...],
+    *,
+    now_us: int,
+    written: Written | None = None,
+) -> RunResults:
+    return RunResults(
+        run=note["run"],
+        group=group.name,
+        version=group.version,
+        snapshot=note["snapshot"],
+        verb=note["verb"],
+        at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        now=time_of(now_us).isoformat(),
+        table_version=written.version if written else None,
+        rows=written.rows if written else None,
+        rejected=written.rejected if written else None,
+        rules=results,
+    )
+
+
+# the quarantine: reason, row (JSON), stage, run and time of every row that did not become one of the table
+
+
+def rejected_rows(rows: DataFrame, stage: str, run: str) -> DataFrame:
+    """The marked rows that may not go on, as the quarantine keeps them."""
+    names = [name for name in rows.columns if name != REJECTED and not name.startswith(BROKEN_BITS)]
+    return rows.where(F.col(REJECTED).isNotNull()).select(
+        F.col(REJECTED).alias("reason"),
+        F.to_json(F.struct(*quoted(names)), _JSON).alias("row"),
+        F.lit(stage).alias("stage"),
+        F.lit(run).alias("run"),
+        F.timestamp_micros(F.lit(now_us(None))).alias("at"),
+    )
+
+
+def kept_rows(quarantined: DataFrame, like: DataFrame) -> DataFrame:
+    """Quarantined rows as they were, with the columns of `like` and, as `kept`, what the quarantine says of them."""
+    kept: Column = F.struct(*quarantined.columns).alias("kept")
+    parsed = quarantined.select(F.from_json("row", like.schema, _JSON).alias("_"), kept)
+    return parsed.select(*(F.col("_")[name].alias(name) for name in like.columns), "kept")
+
+
+def quarantine(
+    place: Place, group: FeatureGroup, rejected: int, parts: Mapping[str, DataFrame], note: Note
+) -> int | None:
+    """Keep the rejected rows; a table with rows of an earlier run is emptied once all is well."""
+    target = place.quarantine(group)
+    if not rejected and target.version() is None:
+        return None
+    rows = [rejected_rows(part, stage, note["run"]) for stage, part in parts.items()]
+    return target.replace(_union(rows), {**note, "verb": "quarantine"})
+
+
+def _union(parts: Sequence[DataFrame]) -> DataFrame:
+    first, *others = parts
+    for other in others:
+        first = first.unionByName(other)
+    return first
+
+
+def runs_of(note: Note) -> tuple[str, ...]:
+    """The runs that a version of an offline table is made of: the one that wrote it, and those it built on."""
+    runs: Sequence[Any] = note.get("runs", ())
+    return (str(note["run"]), *map(str, runs))
+
+
+def quarantine_in_force(place: Place, group: FeatureGroup) -> int | None:
+    """The quarantine's version that belongs to the table as it is now; None when there is none.
+
+    A newer one is of a run that was killed before it wrote the table.
+    """
+    version, target = place.table(group).version(), place.quarantine(group)
+    newest = target.version()
+    if version is None or newest is None:
+        return None
+    runs = runs_of(place.table(group).note(version))
+    return next((number for number in range(newest, 0, -1) if target.note(number)["run"] in runs), None)
