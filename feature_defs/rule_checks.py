@@ -84,7 +84,8 @@ def _columns(rule: ColumnRule, types: Types | None, in_feature: str | None) -> F
     if not names or not all(isinstance(name, str) for name in names):
         told = "has no column" if rule.column is None else f"column is {type(rule.column).__name__}"
         more = "" if isinstance(rule, NotNull | Unique) else ", ..."
-        yield told, f'write {type(rule).__name__}("amount"{more})'
+        by_name = "in a feature the column is left out and the rest is named, as InRange(at_least=0)"
+        yield told, by_name if in_feature is not None else f'write {type(rule).__name__}("amount"{more})'
         return
     if len({name.lower() for name in names}) < len(names):
         yield f"names a column twice ({listed(names)})", "keep one of the two"

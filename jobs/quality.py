@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyspark.sql import Column, DataFrame, Observation
+from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
 from connectors.offline_tables import Note
@@ -23,10 +23,10 @@ from feature_defs.model import FeatureGroup
 from feature_defs.rules import TableRule
 from jobs.place import Place, now_us, time_of
 from jobs.rule_results import BROKEN, RuleResult, RunResults, judged, keep, unknown
-from jobs.transforms.expectations import BROKEN as BROKEN_BITS
-from jobs.transforms.expectations import STOPPED, measures, rules_of, without_marks
+from jobs.transforms.expectations import BITS, STOPPED, measures, rules_of, without_marks
 from jobs.transforms.rows import REJECTED, quoted
 
+KEPT = "_tidemark_kept"
 SOURCE, FEATURE = "source", "feature"  # what a quarantined row was when it was rejected
 _JSON = {
     "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",  # Spark's own form ends at milliseconds
@@ -53,26 +53,33 @@ def write_checked(place: Place, group: FeatureGroup, features: DataFrame, note: 
     """Replace the group's table by the checked rows that may be in it, counting in the same pass."""
     rules = rules_of(group)
     taken = measures(features, rules, now_us=now_us)
-    try:
+    observed = Observation()
+    with stops_told(place, group, note, now_us=now_us):
         if any(isinstance(rule, TableRule) and rule.severity == "stop" for rule in rules):
-            # the sums of a pass are known when it ends, and then Delta has committed: so they are taken before
+            # what a pass measures is known when it ends, and then Delta has committed: so it is measured before
             _stop_if_broken(judged(rules, features.agg(*taken).collect()[0].asDict(), group, now_us=now_us))
-        observed = Observation()
         good = features.observe(observed, *taken).where(F.col(REJECTED).isNull())
         version = place.table(group).replace(without_marks(good), note)
+    measured = observed.get
+    found = judged(rules, measured, group, now_us=now_us)
+    return Written(version, measured["rows"] - measured["rejected"], measured["rejected"], found)
+
+
+@contextlib.contextmanager
+def stops_told(place: Place, group: FeatureGroup, note: Note, *, now_us: int) -> Iterator[None]:
+    """A stop rule that is broken while checked rows are read becomes a DataError, and the run's results say so."""
+    try:
+        yield
     except Exception as error:
         stopped_by = error.rule if isinstance(error, _Stopped) else _rule_in(str(error))
         if stopped_by is None:
             raise
-        results = error.results if isinstance(error, _Stopped) else unknown(rules, stopped_by)
+        results = error.results if isinstance(error, _Stopped) else unknown(rules_of(group), stopped_by)
         with contextlib.suppress(LakeError, FileExistsError):  # the broken rule is what has to be told
             keep(place, group, _results(group, note, results, now_us=now_us))
         problem = f"expectation '{stopped_by}' of severity stop is broken"
         hint = "correct the source, or the rule; the offline table is as it was"
         raise DataError(f"FeatureGroup '{group.name}'", problem, hint=hint) from error
-    measured = observed.get
-    found = judged(rules, measured, group, now_us=now_us)
-    return Written(version, measured["rows"] - measured["rejected"], measured["rejected"], found)
 
 
 def keep_results(place: Place, group: FeatureGroup, written: Written, note: Note, *, now_us: int) -> None:
@@ -128,22 +135,25 @@ def _results(
 
 
 def rejected_rows(rows: DataFrame, stage: str, run: str) -> DataFrame:
-    """The marked rows that may not go on, as the quarantine keeps them."""
-    names = [name for name in rows.columns if name != REJECTED and not name.startswith(BROKEN_BITS)]
-    return rows.where(F.col(REJECTED).isNotNull()).select(
-        F.col(REJECTED).alias("reason"),
-        F.to_json(F.struct(*quoted(names)), _JSON).alias("row"),
-        F.lit(stage).alias("stage"),
-        F.lit(run).alias("run"),
-        F.timestamp_micros(F.lit(now_us(None))).alias("at"),
-    )
+    """The marked rows that may not go on, as the quarantine keeps them; one that was there before keeps its run."""
+    marks = (REJECTED, KEPT)
+    names = [name for name in rows.columns if name not in marks and not name.startswith(BITS)]
+    values = {
+        "row": F.to_json(F.struct(*quoted(names)), _JSON),
+        "stage": F.lit(stage),
+        "run": F.lit(run),
+        "at": F.timestamp_micros(F.lit(now_us(None))),
+    }
+    before = {name: F.coalesce(F.col(f"{KEPT}.{name}"), value) for name, value in values.items()}
+    told = before if KEPT in rows.columns else values
+    bad = rows.where(F.col(REJECTED).isNotNull())
+    return bad.select(F.col(REJECTED).alias("reason"), *(value.alias(name) for name, value in told.items()))
 
 
 def kept_rows(quarantined: DataFrame, like: DataFrame) -> DataFrame:
-    """Quarantined rows as they were, with the columns of `like` and, as `kept`, what the quarantine says of them."""
-    kept: Column = F.struct(*quarantined.columns).alias("kept")
-    parsed = quarantined.select(F.from_json("row", like.schema, _JSON).alias("_"), kept)
-    return parsed.select(*(F.col("_")[name].alias(name) for name in like.columns), "kept")
+    """Quarantined rows as they were, with the columns of `like` and, as `KEPT`, what the quarantine says of them."""
+    parsed = quarantined.select(F.from_json("row", like.schema, _JSON).alias("_"), F.struct("*").alias(KEPT))
+    return parsed.select(*(F.col("_")[name].alias(name) for name in like.columns), KEPT)
 
 
 def quarantine(

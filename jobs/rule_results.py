@@ -161,6 +161,12 @@ def keep(place: Place, group: FeatureGroup, results: RunResults) -> None:
     open_file_store(uri).create(joined(uri, f"{results.run}.json"), text.encode())
 
 
+def ended(place: Place, group: FeatureGroup, run: str) -> bool:
+    """Whether a run came to its end: it wrote its results, and so all before them."""
+    uri = results_uri(place, group)
+    return any(file.path == f"{run}.json" for file in open_file_store(uri).list_files(uri))
+
+
 def kept(place: Place, group: FeatureGroup, most: int = 10) -> tuple[RunResults, ...]:
     """The newest documents of a group, newest first: a run's name begins with its time."""
     uri = results_uri(place, group)

@@ -11,6 +11,7 @@ from feature_defs.errors import UsageError, listed, near_miss
 from feature_defs.model import Aggregate, Definitions, Feature, FeatureGroup, Service
 from jobs.place import Place
 from jobs.report import table
+from jobs.rule_results import RunResults, kept, lines_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class ShowReport:
     plain: dict[str, Any]
     lineage: dict[str, tuple[str, ...]]
     features: tuple[tuple[str, str, str, str], ...]
+    results: tuple[RunResults, ...] = ()
     exit_code: int = 0
 
     def text(self) -> str:
@@ -31,6 +33,11 @@ class ShowReport:
         lines += [f"  {key}: {_line(value)}" for key, value in self.plain.items() if value and key not in hidden]
         if self.features:
             lines += ["", table(["feature", "type", "description", "expression"], self.features)]
+        if rules := lines_of(self.results):
+            newest = self.results[0]
+            ending = f"table version {newest.table_version}" if newest.table_version is not None else "stopped"
+            lines += ["", f"  expectations, {newest.verb} of {newest.at} ({ending}, run {newest.run}):"]
+            lines.append(table(["rule", "kind", "severity", "rows", "broken", "observed", "newest first"], rules))
         lines += ["", *(f"  {role}: {', '.join(names) or 'none'}" for role, names in self.lineage.items())]
         return "\n".join([*lines, f"(registry snapshot {self.snapshot})"])
 
@@ -49,7 +56,8 @@ def show(place: Place, name: str) -> ShowReport:
     if bare in definitions.groups:
         group = definitions.groups[bare]
         about = (dict(plain["groups"][bare]), _group_lineage(group, definitions), _lines(group, name))
-        return ShowReport(snapshot.number, "FeatureGroup", bare, *about)
+        results = kept(place, group)
+        return ShowReport(snapshot.number, "FeatureGroup", bare, *about, results=results)
     if name in definitions.services:
         service = definitions.services[name]
         about = (dict(plain["services"][name]), _service_lineage(service, definitions), _chosen(service, definitions))

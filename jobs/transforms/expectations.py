@@ -1,6 +1,6 @@
 """What rows should be like: each rule becomes a bit, a mark for the quarantine, or a stop of the job; then a number.
 
-    rows -> unique counts -> `BROKEN` (a bit a row rule) -> `REJECTED` -> measures, observed while the rows are written
+    rows -> unique counts -> `BITS` (a bit a row rule) -> `REJECTED` -> measures, observed while the rows are written
 
 Every condition is evaluated once a row, whatever is counted of it and done about it. A null makes a rule hold, as in
 SQL's CHECK, but for NotNull. A feature's allowed values are a rule of severity warn.
@@ -33,9 +33,9 @@ from feature_defs.rules import (
 from jobs.transforms.rows import REJECTED, quoted, reason
 
 STOPPED = "tidemark expectation broken: "
-BROKEN = "_tidemark_broken_"
+BITS = "_tidemark_broken_"
 _SAME = "_tidemark_same_"
-_BITS = 60  # rules a column of bits; a bigint has 63 that can be shifted without its sign
+_PER_WORD = 60  # rules a column of bits; a bigint has 63 that can be shifted without its sign
 _NUMBERS = ("tinyint", "smallint", "int", "bigint", "float", "double", "decimal")
 
 
@@ -75,7 +75,7 @@ def checked(rows: DataFrame, rules: Sequence[Rule]) -> DataFrame:
 
 def without_marks(rows: DataFrame) -> DataFrame:
     """The rows as the table has them."""
-    return rows.drop(REJECTED, *(name for name in rows.columns if name.startswith(BROKEN)))
+    return rows.drop(REJECTED, *(name for name in rows.columns if name.startswith(BITS)))
 
 
 def measures(rows: DataFrame, rules: Sequence[Rule], *, now_us: int) -> list[Column]:
@@ -110,17 +110,17 @@ def _row_rules(rules: Sequence[Rule]) -> list[Rule]:
 def _bits(rows: DataFrame, rules: Sequence[Rule]) -> Iterator[Column]:
     """Columns of a bit a rule, set when the row breaks it."""
     types = {name.lower(): kind for name, kind in rows.dtypes}
-    for start in range(0, len(rules), _BITS):
+    for start in range(0, len(rules), _PER_WORD):
         weighed = [
             F.when(_broken(rule, types), F.lit(1 << bit).cast("bigint")).otherwise(F.lit(0).cast("bigint"))
-            for bit, rule in enumerate(rules[start : start + _BITS])
+            for bit, rule in enumerate(rules[start : start + _PER_WORD])
         ]
-        yield reduce(lambda one, other: one + other, weighed).alias(f"{BROKEN}{start // _BITS}")
+        yield reduce(lambda one, other: one + other, weighed).alias(f"{BITS}{start // _PER_WORD}")
 
 
 def _bit(number: int) -> Column:
-    word = F.col(f"{BROKEN}{number // _BITS}")
-    return F.shiftright(word, number % _BITS).bitwiseAND(F.lit(1).cast("bigint"))
+    word = F.col(f"{BITS}{number // _PER_WORD}")
+    return F.shiftright(word, number % _PER_WORD).bitwiseAND(F.lit(1).cast("bigint"))
 
 
 def _is_broken(number: int) -> Column:
@@ -130,10 +130,8 @@ def _is_broken(number: int) -> Column:
 def _any_broken(numbers: Sequence[int]) -> Column:
     words: dict[int, int] = {}
     for number in numbers:
-        words[number // _BITS] = words.get(number // _BITS, 0) | 1 << number % _BITS
-    tests = [
-        F.col(f"{BROKEN}{word}").bitwiseAND(F.lit(mask).cast("bigint")) != F.lit(0) for word, mask in words.items()
-    ]
+        words[number // _PER_WORD] = words.get(number // _PER_WORD, 0) | 1 << number % _PER_WORD
+    tests = [F.col(f"{BITS}{word}").bitwiseAND(F.lit(mask).cast("bigint")) != F.lit(0) for word, mask in words.items()]
     return reduce(lambda one, other: one | other, tests)
 
 

@@ -87,9 +87,9 @@ def write_orders(spark: SparkSession, uri: str, rows: int) -> None:
         "xxhash64(id) % 100000 AS customer_id",
         "id AS order_id",
         "timestamp_seconds(1767225600 + id % 2000000) AS at",
-        "round((id % 9973) * 1.25 + 1, 2) AS net",
-        "round(((id % 9973) * 1.25 + 1) * 0.19, 2) AS tax",
-        "round((id % 9973) * 1.25 + 1, 2) + round(((id % 9973) * 1.25 + 1) * 0.19, 2) AS amount",
+        "round((id % 9973) * 1.25D + 1, 2) AS net",
+        "round(((id % 9973) * 1.25D + 1) * 0.19D, 2) AS tax",
+        "round((id % 9973) * 1.25D + 1, 2) + round(((id % 9973) * 1.25D + 1) * 0.19D, 2) AS amount",
         "cast(id % 400 + 1 AS int) AS quantity",
         f"element_at(array({', '.join(map(repr, STATUSES))}), cast(id % 4 AS int) + 1) AS status",
         f"element_at(array({', '.join(map(repr, COUNTRIES))}), cast(id % 6 AS int) + 1) AS country",
@@ -115,7 +115,7 @@ def measure(spark: SparkSession, rows: int, rounds: int = 5) -> dict[str, Any]:
     """Seconds of each variant (medians) and what its rules add in percent of the plain group of the same format."""
     with tempfile.TemporaryDirectory() as folder:
         lakes = {name: f"file://{folder}/{name}" for name in ("raw", "features", "work")}
-        settings = Settings("bench", folder, lakes, OnlineSettings(kind="none"), SparkSettings())
+        settings = Settings("bench", folder, lakes, online=OnlineSettings(kind="none"))
         place = Place(settings)
         place.__dict__["spark"] = spark  # the session that is measured is the caller's
         write_orders(spark, Lakes(lakes).uri("lake://raw/orders"), rows)
@@ -154,7 +154,7 @@ def main(rows: int = 2_000_000, rounds: int = 5) -> None:
             "spark.local.dir": folder,
             "spark.sql.warehouse.dir": folder,
         }
-        plain = Settings("bench", folder, {}, OnlineSettings(kind="none"), SparkSettings(master="local[2]", conf=conf))
+        plain = Settings("bench", folder, {}, spark=SparkSettings(master="local[2]", conf=conf))
         spark = open_session(plain)
         try:
             print(json.dumps(measure(spark, rows, rounds)))
