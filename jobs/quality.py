@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,10 @@ from pyspark.sql import functions as F
 from connectors.offline_tables import Note
 from feature_defs.errors import DataError, LakeError
 from feature_defs.model import FeatureGroup
-from feature_defs.rules import TableRule
+from feature_defs.rules import Matches, Rule, TableRule, name_of
 from jobs.place import Place, now_us, time_of
 from jobs.rule_results import BROKEN, RuleResult, RunResults, judged, keep, unknown
-from jobs.transforms.expectations import BITS, STOPPED, measures, rules_of, without_marks
+from jobs.transforms.expectations import MARKS, STOPPED, measures, rules_of, without_marks
 from jobs.transforms.rows import REJECTED, quoted
 
 KEPT = "_tidemark_kept"
@@ -73,7 +74,7 @@ def stops_told(place: Place, group: FeatureGroup, note: Note, *, now_us: int) ->
     except Exception as error:
         stopped_by = error.rule if isinstance(error, _Stopped) else _rule_in(str(error))
         if stopped_by is None:
-            raise
+            raise _pattern_fault(rules_of(group), str(error)) or error from error
         results = error.results if isinstance(error, _Stopped) else unknown(rules_of(group), stopped_by)
         with contextlib.suppress(LakeError, FileExistsError):  # the broken rule is what has to be told
             keep(place, group, _results(group, note, results, now_us=now_us))
@@ -99,6 +100,16 @@ def _stop_if_broken(results: tuple[RuleResult, ...]) -> None:
     broken = next((result for result in results if result.severity == "stop" and result.verdict == BROKEN), None)
     if broken is not None:
         raise _Stopped(broken.name, results)
+
+
+def _pattern_fault(rules: Sequence[Rule], text: str) -> DataError | None:
+    """What Java says of a pattern that Python took for one; Spark hands it on without an error class."""
+    said = re.search(r"PatternSyntaxException: (.+?)(?: near index \d+)?\s*$", text, re.MULTILINE)
+    guilty = next((rule for rule in rules if isinstance(rule, Matches) and rule.pattern in text), None)
+    if said is None or guilty is None:
+        return None
+    problem = f"its pattern is no regular expression of Java: {said[1]}"
+    return DataError(f"Expectation '{name_of(guilty)}'", problem, hint="correct it; nothing was written")
 
 
 def _rule_in(text: str) -> str | None:
@@ -136,8 +147,7 @@ def _results(
 
 def rejected_rows(rows: DataFrame, stage: str, run: str) -> DataFrame:
     """The marked rows that may not go on, as the quarantine keeps them; one that was there before keeps its run."""
-    marks = (REJECTED, KEPT)
-    names = [name for name in rows.columns if name not in marks and not name.startswith(BITS)]
+    names = [name for name in rows.columns if name not in (REJECTED, KEPT) and not name.startswith(MARKS)]
     values = {
         "row": F.to_json(F.struct(*quoted(names)), _JSON),
         "stage": F.lit(stage),

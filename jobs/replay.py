@@ -49,7 +49,8 @@ NOTHING, RULES, COMPUTE = "nothing", "rules", "compute"
 class ReplayReport:
     """`way`: nothing to do, judged again by the rules, or the whole group computed. `stayed` rows are quarantined now.
 
-    `newly` of them are rows of the table that the rules in force no longer let in.
+    `newly` of them are rows of the table that the rules in force no longer let in. When the group was computed, the
+    counts are those of the quarantine before and after, whichever rows are in it.
     """
 
     run: str
@@ -85,15 +86,10 @@ def replay(place: Place, group: str, *, now: datetime.datetime | None = None) ->
     in_force = quarantine_in_force(place, chosen)
     before = place.quarantine(chosen).read(in_force).count() if in_force is not None else 0
     way, why = _way(place, snapshot, chosen, note, before)
+    told: dict[str, Any]
     with step(f"replay {group}"), data_errors(f"FeatureGroup '{group}'"):
         if way == NOTHING:
-            told: dict[str, Any] = {
-                "run": note["run"],
-                "passed": 0,
-                "stayed": before,
-                "newly": 0,
-                "table_version": None,
-            }
+            told = {"run": note["run"], "passed": 0, "stayed": before, "newly": 0, "table_version": version}
         elif way == COMPUTE:
             told = _computed(place, chosen, before, now)
         else:

@@ -144,7 +144,7 @@ def drawn(count: int, seed: int) -> list[dict[str, Any]]:
     rows = []
     for n in range(count):
         row: dict[str, Any] = {name: chance.choice(values) for name, values in POOL.items()}
-        rows.append({"customer_id": f"c{n % 7}", "n": n, **row, "at": f"2026-01-{1 + n % 28:02}"})
+        rows.append({"customer_id": f"c{n}", "n": n, **row, "at": f"2026-01-{1 + n % 28:02}"})
     return rows
 
 
@@ -234,7 +234,7 @@ TABLE_RULES = [
     (Freshness("1d"), True),  # the row of 9 February is dated after now, so it says nothing
     (Freshness("1h", name="hour"), False),
     (SumsMatch("amount", "25"), False),
-    (SumsMatch("amount * 4", "if(n <= 4, 25.005, null)", tolerance=0.02, name="near"), True),
+    (SumsMatch("amount * 4", "if(n <= 4, 25.005D, null)", tolerance=0.02, name="near"), True),
     (SumsMatch("price", "cast(n as decimal(10,2))", name="exact"), True),
 ]
 
@@ -259,7 +259,7 @@ def test_rules_of_the_table_are_judged_from_the_rows_that_are_in_it(place: Place
     [
         NotNull("amount", severity="stop", name="stopping"),
         Unique("segment", severity="stop", name="stopping"),
-        RowCount(at_most=3, severity="stop", name="stopping"),
+        RowCount(at_most=2, severity="stop", name="stopping"),
         Freshness("1h", severity="stop", name="stopping"),
         SumsMatch("amount", "price", severity="stop", name="stopping"),
     ],
@@ -296,7 +296,7 @@ def test_rules_that_spark_cannot_judge_are_refused_and_named(place: Place, raw: 
         "'odd': its condition gives int, expected boolean": Expectation("odd", "n + 1"),
         "'odd': its condition `nope\\(n\\)`": Expectation("odd", "nope(n)"),
         "'odd': its left gives string, expected a number": SumsMatch("email", "n", name="odd"),
-        "breaks an expression: INVALID_PARAMETER_VALUE.PATTERN": Matches("email", r"\p{Nonsense}", name="odd"),
+        "'odd': its pattern is no regular expression of Java": Matches("email", r"\p{Nonsense}", name="odd"),
     }
     for problem, rule in wrong.items():
         group = in_force(place, shop(offline="parquet", expectations=[Expectation("fine", "n > 0"), rule]))
@@ -428,12 +428,8 @@ def test_replay_of_another_definition_or_of_aggregates_computes_the_group(place:
     )
     register(place, customer, renamed, dataclasses.replace(group, source=renamed))
     report = replay(place, "shop", now=NOW)
-    assert (report.way, report.before, report.stayed, report.why) == (
-        "compute",
-        2,
-        1,
-        "more than rules has changed: computed in full",
-    )
+    assert (report.way, report.before, report.stayed) == ("compute", 2, 0)
+    assert report.why == "more than rules has changed: computed in full"
     total = [Feature("total", "double", Aggregate("sum", "amount"))]
     rule = Expectation("positive", "total > 0", severity="quarantine")
     in_force(place, dataclasses.replace(shop(features=total, expectations=[rule]), version=2))

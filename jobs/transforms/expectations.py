@@ -1,6 +1,6 @@
 """What rows should be like: each rule becomes a bit, a mark for the quarantine, or a stop of the job; then a number.
 
-    rows -> unique counts -> `BITS` (a bit a row rule) -> `REJECTED` -> measures, observed while the rows are written
+    rows -> unique counts -> bits (one a rule that acts) -> `REJECTED` -> measures, observed while the rows are written
 
 Every condition is evaluated once a row, whatever is counted of it and done about it. A null makes a rule hold, as in
 SQL's CHECK, but for NotNull. A feature's allowed values are a rule of severity warn.
@@ -21,6 +21,7 @@ from feature_defs.rules import (
     Expectation,
     Freshness,
     InRange,
+    RowCount,
     Rule,
     SumsMatch,
     TableRule,
@@ -33,8 +34,8 @@ from feature_defs.rules import (
 from jobs.transforms.rows import REJECTED, quoted, reason
 
 STOPPED = "tidemark expectation broken: "
-BITS = "_tidemark_broken_"
-_SAME = "_tidemark_same_"
+MARKS = "_tidemark_rule_"  # what the columns that decide begin with; they never reach a table
+_BITS, _SAME = MARKS + "bits_", MARKS + "same_"
 _PER_WORD = 60  # rules a column of bits; a bigint has 63 that can be shifted without its sign
 _NUMBERS = ("tinyint", "smallint", "int", "bigint", "float", "double", "decimal")
 
@@ -52,14 +53,13 @@ def rules_of(group: FeatureGroup) -> tuple[Rule, ...]:
 def checked(rows: DataFrame, rules: Sequence[Rule]) -> DataFrame:
     """The rows with the names of the quarantine rules they break in `REJECTED`; evaluating it fails on a stop rule.
 
-    The columns of bits stay until `measures` are taken: `without_marks` drops them.
+    Other marks stay until `measures` are taken: `without_marks` drops them.
     """
-    row_rules = _row_rules(rules)
     _check_types(rows, rules)
-    bits = _bits(rows, row_rules)
-    named = [F.when(_is_broken(number), F.lit(name_of(rule))) for number, rule in enumerate(row_rules)]
+    acting = _acting(rules)
+    named = [F.when(_is_broken(number), F.lit(name_of(rule))) for number, rule in enumerate(acting)]
     chosen = {
-        severity: [number for number, rule in enumerate(row_rules) if rule.severity == severity]
+        severity: [number for number, rule in enumerate(acting) if rule.severity == severity]
         for severity in ("quarantine", "stop")
     }
     marked = F.lit(None).cast("string")
@@ -70,56 +70,65 @@ def checked(rows: DataFrame, rules: Sequence[Rule]) -> DataFrame:
         first = F.coalesce(*(named[number] for number in chosen["stop"]))
         stopped = F.raise_error(F.concat(F.lit(STOPPED), first)).cast("string")
         marked = F.when(_any_broken(chosen["stop"]), stopped).otherwise(marked)
-    return _with_same(rows, row_rules).select(*quoted(rows.columns), *bits).select("*", marked.alias(REJECTED))
+    return _with_same(rows, rules).select("*", *_bits(acting, _types(rows))).select("*", marked.alias(REJECTED))
 
 
 def without_marks(rows: DataFrame) -> DataFrame:
     """The rows as the table has them."""
-    return rows.drop(REJECTED, *(name for name in rows.columns if name.startswith(BITS)))
+    return rows.select(*quoted(name for name in rows.columns if name != REJECTED and not name.startswith(MARKS)))
 
 
 def measures(rows: DataFrame, rules: Sequence[Rule], *, now_us: int) -> list[Column]:
-    """Aggregates of checked rows that decide every rule: see `rule_results.judged` for how."""
-    kept = F.col(REJECTED).isNull()
+    """Aggregates of checked rows that decide every rule: see `rule_results.judged` for how.
+
+    A rule that only warns is evaluated here and nowhere else: Spark splits the code of aggregates into many methods,
+    that of a projection it keeps in one, which Java no longer compiles when it is too long.
+    """
+    kept, types = F.col(REJECTED).isNull(), _types(rows)
     taken = [F.count(F.lit(1)).alias("rows"), F.count(REJECTED).alias("rejected")]
-    places = {id(rule): number for number, rule in enumerate(_row_rules(rules))}
-    extremes: dict[str, str] = {}
-    types = {name.lower(): kind for name, kind in rows.dtypes}
+    bits = iter(range(len(rules)))
     for number, rule in enumerate(rules):
-        if id(rule) in places:
-            taken.append(F.sum(_bit(places[id(rule)])).alias(f"rule_{number}"))
-        if isinstance(rule, InRange):
-            column = columns_of(rule)[0].lower()
-            if column not in extremes:
-                extremes[column] = ""
-                value = _shown(F.col(quoted([column])[0]), types[column])
-                taken += [F.min(value).alias(f"min_{column}"), F.max(value).alias(f"max_{column}")]
-        if isinstance(rule, Freshness):
-            newest = F.unix_micros(EVENT_TIME)
-            taken.append(F.max(F.when(kept & (newest <= now_us), newest)).alias(f"newest_{number}"))
-        if isinstance(rule, SumsMatch):
-            for side, text in (("left", rule.left), ("right", rule.right)):
-                taken.append(F.sum(F.when(kept, F.expr(f"({text}\n)"))).alias(f"{side}_{number}"))
+        match rule:
+            case Freshness():
+                newest = F.unix_micros(EVENT_TIME)
+                taken.append(F.max(F.when(kept & (newest <= now_us), newest)).alias(f"newest_{number}"))
+            case SumsMatch():
+                for side, text in (("left", rule.left), ("right", rule.right)):
+                    taken.append(F.sum(F.when(kept, F.expr(f"({text}\n)"))).alias(f"{side}_{number}"))
+            case RowCount():
+                pass
+            case _ if rule.severity == "warn":
+                taken.append(F.count_if(_broken(rule, types)).alias(f"rule_{number}"))
+            case _:
+                taken.append(F.sum(_bit(next(bits))).alias(f"rule_{number}"))
+    for column in dict.fromkeys(columns_of(rule)[0].lower() for rule in rules if isinstance(rule, InRange)):
+        value = F.col(quoted([column])[0])
+        value = F.unix_micros(value) if types[column] == "timestamp" else value
+        taken += [F.min(value).alias(f"min_{column}"), F.max(value).alias(f"max_{column}")]
     return taken
 
 
-def _row_rules(rules: Sequence[Rule]) -> list[Rule]:
-    return [rule for rule in rules if not isinstance(rule, TableRule)]
+def _acting(rules: Sequence[Rule]) -> list[Rule]:
+    """The row rules that decide what becomes of a row; each has a bit, in this order."""
+    return [rule for rule in rules if rule.severity != "warn" and not isinstance(rule, TableRule)]
 
 
-def _bits(rows: DataFrame, rules: Sequence[Rule]) -> Iterator[Column]:
+def _types(rows: DataFrame) -> dict[str, str]:
+    return {name.lower(): kind for name, kind in rows.dtypes}
+
+
+def _bits(rules: Sequence[Rule], types: dict[str, str]) -> Iterator[Column]:
     """Columns of a bit a rule, set when the row breaks it."""
-    types = {name.lower(): kind for name, kind in rows.dtypes}
     for start in range(0, len(rules), _PER_WORD):
-        weighed = [
-            F.when(_broken(rule, types), F.lit(1 << bit).cast("bigint")).otherwise(F.lit(0).cast("bigint"))
+        bits = [
+            F.shiftleft(_broken(rule, types).cast("bigint"), bit)
             for bit, rule in enumerate(rules[start : start + _PER_WORD])
         ]
-        yield reduce(lambda one, other: one + other, weighed).alias(f"{BITS}{start // _PER_WORD}")
+        yield reduce(lambda one, other: one.bitwiseOR(other), bits).alias(f"{_BITS}{start // _PER_WORD}")
 
 
 def _bit(number: int) -> Column:
-    word = F.col(f"{BITS}{number // _PER_WORD}")
+    word = F.col(f"{_BITS}{number // _PER_WORD}")
     return F.shiftright(word, number % _PER_WORD).bitwiseAND(F.lit(1).cast("bigint"))
 
 
@@ -131,14 +140,14 @@ def _any_broken(numbers: Sequence[int]) -> Column:
     words: dict[int, int] = {}
     for number in numbers:
         words[number // _PER_WORD] = words.get(number // _PER_WORD, 0) | 1 << number % _PER_WORD
-    tests = [F.col(f"{BITS}{word}").bitwiseAND(F.lit(mask).cast("bigint")) != F.lit(0) for word, mask in words.items()]
+    tests = [F.col(f"{_BITS}{word}").bitwiseAND(F.lit(mask).cast("bigint")) != F.lit(0) for word, mask in words.items()]
     return reduce(lambda one, other: one | other, tests)
 
 
 def _broken(rule: Rule, types: dict[str, str]) -> Column:
     if isinstance(rule, Unique):
-        return F.col(_same(rule)) > F.lit(1)
-    return ~F.coalesce(F.expr(f"({condition(rule, types)}\n)"), F.lit(True))
+        return F.coalesce(F.col(_same(rule)), F.lit(0)) > F.lit(1)
+    return F.expr(f"({condition(rule, types)}\n) IS FALSE")
 
 
 def _same(rule: Unique) -> str:
@@ -188,13 +197,6 @@ def _first_fault(rows: DataFrame, texts: Sequence[tuple[Rule, str, str]]) -> Dat
             problem = f"its {part} `{text}`: {reason(error)}"
             return DataError(f"Expectation '{name_of(rule)}'", problem, hint="correct it; nothing was written")
     return None
-
-
-def _shown(value: Column, kind: str) -> Column:
-    """An extreme as JSON can hold it: a time in microseconds, a date or a decimal as text."""
-    if kind == "timestamp":
-        return F.unix_micros(value)
-    return value
 
 
 def _one_of(column: str, values: Sequence[object]) -> str:
