@@ -307,3 +307,11 @@ def test_extremes_of_a_range_are_told_but_those_of_personal_data() -> None:
 
 def test_rule_over_no_rows_holds() -> None:
     assert verdict(NotNull("amount"), rows=0, rejected=0, rule_0=None) == (0, 0, "held", {})
+
+
+def test_definition_of_the_page_on_expectations_is_sound(tmp_path: Path) -> None:
+    """A reader copies it first."""
+    page = (Path(__file__).resolve().parent.parent / "docs" / "expectations.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    group = load(write(tmp_path, {"basket.py": code})).groups["basket"]
+    assert {kind_of(rule) for rule in group.rules} == set(KINDS)
