@@ -17,13 +17,48 @@ from feature_defs.cleaning import (
 from feature_defs.model import (
     Aggregate,
     Entity,
-    Expectation,
     Feature,
     FeatureGroup,
     FeatureSelection,
     Service,
     Source,
 )
+from feature_defs.rules import (
+    Expectation,
+    Freshness,
+    InRange,
+    Matches,
+    NotNull,
+    OneOf,
+    RowCount,
+    SumsMatch,
+    Unique,
+)
 
-__all__ = ["Aggregate", "Entity", "Expectation", "Feature", "FeatureGroup", "FeatureSelection", "Service", "Source"]
-__all__ += ["Bucket", "Clip", "DropNull", "Fill", "Index", "Log", "MinMax", "OneHot", "Standardise"]
+__all__ = [
+    "Aggregate",
+    "Bucket",
+    "Clip",
+    "DropNull",
+    "Entity",
+    "Expectation",
+    "Feature",
+    "FeatureGroup",
+    "FeatureSelection",
+    "Fill",
+    "Freshness",
+    "InRange",
+    "Index",
+    "Log",
+    "Matches",
+    "MinMax",
+    "NotNull",
+    "OneHot",
+    "OneOf",
+    "RowCount",
+    "Service",
+    "Source",
+    "Standardise",
+    "SumsMatch",
+    "Unique",
+]

@@ -25,6 +25,7 @@ from feature_defs.model import (
     Source,
 )
 from feature_defs.pipe_tables import PipeTable, parse
+from feature_defs.rules import name_of
 from feature_defs.testing import NamedCase
 
 REASON = "reason"
@@ -129,7 +130,7 @@ class _Reader:
         entity, source = self.definitions.entity_of(group), self.definitions.source_of(group)
         outcome = _types_of(group, self.definitions)
         of_source = self._source_types(source, [group])
-        rules = [rule.name for rule in group.expectations]
+        rules = [name_of(rule) for rule in group.rules]
         rules += [f"{feature.name}_allowed_values" for feature in group.features if feature.allowed_values]
         for rule in case.broken or {}:
             if rule not in rules:

@@ -30,7 +30,6 @@ from feature_defs.model import (
     Definition,
     Definitions,
     Entity,
-    Expectation,
     Feature,
     FeatureGroup,
     FeatureSelection,
@@ -39,6 +38,8 @@ from feature_defs.model import (
     TransformReference,
     group_as_source,
 )
+from feature_defs.rule_checks import rule_faults, sql_texts
+from feature_defs.rules import RULES, Rule, name_of, named
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _COLUMN = re.compile(r"(?!_tidemark)[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -257,8 +258,7 @@ def _group(group: FeatureGroup, definitions: Definitions) -> Found:
     known = _columns_of_group(group, definitions)
     for expectation in group.expectations:
         yield from _expectation(expectation, known)
-    rules = [rule for rule in group.expectations if isinstance(rule, Expectation)]
-    yield from _repeated("expectation", [rule.name for rule in rules if isinstance(rule.name, str)])
+    yield from _repeated("expectation", _rule_names(group))
 
 
 def _transform(transform: object) -> Found:
@@ -289,10 +289,21 @@ def _key_names(group: FeatureGroup, definitions: Definitions) -> tuple[str, ...]
     return tuple(entity.keys) if entity and isinstance(entity.keys, Mapping) else None
 
 
-def _columns_of_group(group: FeatureGroup, definitions: Definitions) -> tuple[str, ...] | None:
-    keys = _key_names(group, definitions)
-    names = tuple(feature.name for feature in group.features if isinstance(feature, Feature))
-    return None if keys is None else (*keys, EVENT_TIME, *names)
+def _columns_of_group(group: FeatureGroup, definitions: Definitions) -> Mapping[str, data_types.DataType | None] | None:
+    """The columns that rules may name, each with its type; None for a type that is a fault already."""
+    entity = _named(group.entity_name, definitions.entities)
+    if entity is None or not isinstance(entity.keys, Mapping):
+        return None
+    features = {str(feature.name): feature.type for feature in group.features if isinstance(feature, Feature)}
+    types = {**entity.keys, EVENT_TIME: "timestamp", **features}
+    return {str(name): _parsed("", text)[0] for name, text in types.items()}
+
+
+def _rule_names(group: FeatureGroup) -> list[str]:
+    own = [named(rule) for rule in group.expectations if isinstance(rule, RULES)]
+    features = [feature for feature in group.features if isinstance(feature, Feature) and _is_list(feature.expect)]
+    theirs = [named(rule, feature.name) for feature in features for rule in feature.expect if isinstance(rule, RULES)]
+    return [rule.name for rule in (*own, *theirs) if isinstance(rule.name, str)]
 
 
 def _keys_of_group(group: FeatureGroup, definitions: Definitions) -> Found:
@@ -395,6 +406,11 @@ def _feature(group: FeatureGroup, feature: Feature, definitions: Definitions) ->
     elif kind and (other := [value for value in feature.allowed_values if not _can_be(value, kind)]):
         problem = f"allowed_values holds {type(other[0]).__name__}, the feature is {kind.spark}"
         yield problem, "write values of the feature's type"
+    if not _is_list(feature.expect):
+        yield f"expect is {type(feature.expect).__name__}, expected a list", "write expect=[NotNull()]"
+        return
+    for rule in feature.expect:
+        yield from _expectation(rule, _columns_of_group(group, definitions), str(feature.name))
 
 
 def _can_be(value: object, kind: data_types.DataType) -> bool:
@@ -459,13 +475,22 @@ def _aggregate(group: FeatureGroup, aggregate: Aggregate, rows: tuple[str, ...] 
             )
 
 
-def _expectation(expectation: object, known: Sequence[str] | None) -> Found:
-    if not isinstance(expectation, Expectation):
-        yield f"expectations holds {type(expectation).__name__}", 'write Expectation("positive", "amount > 0")'
+def _expectation(
+    expectation: object, known: Mapping[str, data_types.DataType | None] | None, feature: str | None = None
+) -> Found:
+    if not isinstance(expectation, RULES):
+        where = "expectations" if feature is None else "expect"
+        yield f"{where} holds {type(expectation).__name__}", 'write Expectation("positive", "amount > 0")'
         return
-    yield from ((f"expectation: {problem}", hint) for problem, hint in _name(expectation.name))
-    yield from _one_of("severity", expectation.severity, SEVERITIES)
-    yield from _sql(f"expectation '{expectation.name}'", expectation.condition, known, "the group's columns")
+    rule: Rule = named(expectation, feature)  # type: ignore[arg-type]  # RULES are the members of Rule
+    subject = f"expectation '{name_of(rule)}'"
+    yield from ((f"expectation: {problem}", hint) for problem, hint in _name(rule.name))
+    yield from _one_of("severity", rule.severity, SEVERITIES)
+    columns = None if known is None else tuple(known)
+    for label, text in sql_texts(rule):
+        yield from _sql(f"{subject}{label}", text, columns, "the group's columns")
+    faults = rule_faults(rule, known, in_feature=feature)
+    yield from ((f"{subject}: {problem}", hint) for problem, hint in faults)
 
 
 def _service(service: Service, definitions: Definitions) -> Found:

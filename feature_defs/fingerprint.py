@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_defs import cleaning, data_types, expressions
+from feature_defs import cleaning, data_types, expressions, rules
 from feature_defs.model import GROUP_FORMAT, Aggregate, Definitions, FeatureGroup, Source, TransformReference
 
 
@@ -37,9 +37,7 @@ def fingerprint(group: FeatureGroup, definitions: Definitions) -> str:
         "ttl": group.ttl,
         "skip_nulls": group.skip_nulls,
         "transform": transform_digest(group.transform),
-        "quarantine": sorted(
-            _sql(rule.condition) or "" for rule in group.expectations if rule.severity == "quarantine"
-        ),
+        "quarantine": sorted(rules.meaning(rule) for rule in group.rules if rule.severity == "quarantine"),
     }
     if group.clean:  # the word joins when it is used: groups without it keep their fingerprints
         meaning["clean"] = [cleaning.meaning(step, group.fit) for step in group.clean]

@@ -22,10 +22,11 @@ from typing import Any
 
 from feature_defs.checks import check
 from feature_defs.errors import DefinitionError, Fault, near_miss
-from feature_defs.model import WORDS, Aggregate, Definition, Definitions, Expectation, Feature, Location
+from feature_defs.model import WORDS, Aggregate, Definition, Definitions, Feature, Location
+from feature_defs.rules import RULES
 from feature_defs.testing import Case, NamedCase
 
-_CALLABLES = {word.__name__: word for word in (*WORDS, Feature, Aggregate, Expectation, Case)}
+_CALLABLES = {word.__name__: word for word in (*WORDS, Feature, Aggregate, *RULES, Case)}
 
 
 def load(folder: Path) -> Definitions:

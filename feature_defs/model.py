@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from feature_defs.cleaning import Scaled, Step
+from feature_defs.rules import Rule, named
 
 OFFLINE_FORMATS = ("delta", "parquet")
 SOURCE_FORMATS = ("delta", "parquet", "csv", "json", "jdbc")
@@ -113,16 +114,8 @@ class Feature:
     tags: Sequence[str] = field(default=(), kw_only=True)
     pii: bool = field(default=False, kw_only=True)
     allowed_values: Sequence[Any] = field(default=(), kw_only=True)
+    expect: Sequence[Rule] = field(default=(), kw_only=True)
     at: Location = _located()
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """A condition in Spark SQL that every row of a group should meet, and what happens to one that does not."""
-
-    name: str
-    condition: str
-    severity: str = field(default="warn", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -157,7 +150,7 @@ class FeatureGroup:
     description: str = field(default="", kw_only=True)
     tags: Sequence[str] = field(default=(), kw_only=True)
     status: str | None = field(default=None, kw_only=True)
-    expectations: Sequence[Expectation] = field(default=(), kw_only=True)
+    expectations: Sequence[Rule] = field(default=(), kw_only=True)
     skip_nulls: bool = field(default=False, kw_only=True)
     transform: Callable[..., Any] | TransformReference | None = field(default=None, kw_only=True)
     clean: Sequence[Step] = field(default=(), kw_only=True)
@@ -184,6 +177,12 @@ class FeatureGroup:
     def aggregates(self) -> tuple[Feature, ...]:
         features = (item for item in self.features if isinstance(item, Feature))
         return tuple(feature for feature in features if isinstance(feature.expression, Aggregate))
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The group's expectations and those of its features, each with its name and column."""
+        own = (named(rule) for rule in self.expectations)
+        return (*own, *(named(rule, feature.name) for feature in self.features for rule in feature.expect))
 
     def feature(self, name: str) -> Feature:
         return next(feature for feature in self.features if feature.name == name)

@@ -16,7 +16,6 @@ from feature_defs.model import (
     Aggregate,
     Definitions,
     Entity,
-    Expectation,
     Feature,
     FeatureGroup,
     FeatureSelection,
@@ -24,6 +23,7 @@ from feature_defs.model import (
     Source,
     TransformReference,
 )
+from feature_defs.rules import plain_rule, rule_from_plain
 
 FORMAT = 1
 
@@ -42,8 +42,8 @@ def plain_group(group: FeatureGroup, definitions: Definitions) -> dict[str, Any]
     """A group by value, with its references by name and its fingerprint."""
     plain = _plain(group)
     plain["entity"], plain["source"] = group.entity_name, group.source_name
-    plain["features"] = [_plain(feature) for feature in group.features]
-    plain["expectations"] = [_plain(rule) for rule in group.expectations]
+    plain["features"] = [_plain_feature(feature) for feature in group.features]
+    plain["expectations"] = [plain_rule(rule) for rule in group.expectations]
     kept = reference(group.transform)
     plain["transform"] = _plain(kept) if kept else None
     for name in ("clean", "fit"):  # newer than the format: there only when they say something
@@ -61,6 +61,13 @@ def _plain_source(source: Source) -> dict[str, Any]:
         kept = reference(source.transform)
         plain |= {**made, "inputs": list(source.input_names), "transform": _plain(kept) if kept else None}
     return plain
+
+
+def _plain_feature(feature: Feature) -> dict[str, Any]:
+    """Rules only where there are some: a feature without them is what it always was."""
+    plain = _plain(feature)
+    plain["expect"] = [plain_rule(rule, feature.name) for rule in feature.expect]
+    return plain if plain["expect"] else {name: value for name, value in plain.items() if name != "expect"}
 
 
 def _plain_service(service: Service) -> dict[str, Any]:
@@ -107,7 +114,7 @@ def _source(plain: Mapping[str, Any]) -> Source:
 def _group(plain: Mapping[str, Any]) -> FeatureGroup:
     values = {name: value for name, value in plain.items() if name != "fingerprint"}
     values["features"] = [_feature(item) for item in plain["features"]]
-    values["expectations"] = [Expectation(**item) for item in plain["expectations"]]
+    values["expectations"] = [rule_from_plain(item) for item in plain["expectations"]]
     values["transform"] = TransformReference(**plain["transform"]) if plain["transform"] else None
     values["clean"] = [cleaning.from_plain(item) for item in plain.get("clean", ())]
     return FeatureGroup(**values)
@@ -117,7 +124,8 @@ def _feature(plain: Mapping[str, Any]) -> Feature:
     expression = plain["expression"]
     if isinstance(expression, dict):
         expression = cleaning.from_plain(expression) if "word" in expression else Aggregate(**expression)
-    return Feature(**{**plain, "expression": expression})
+    expect = [rule_from_plain(item) for item in plain.get("expect", ())]
+    return Feature(**{**plain, "expression": expression, "expect": expect})
 
 
 def _service(plain: Mapping[str, Any]) -> Service:

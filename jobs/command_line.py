@@ -41,6 +41,7 @@ VERBS = {
     "history": Verb("jobs.history", "show the registry's snapshots and what each changed"),
     "deprecate": Verb("jobs.deprecate", "mark a feature group as deprecated"),
     "compute": Verb("jobs.compute", "compute feature groups from their sources into offline tables"),
+    "replay": Verb("jobs.replay", "judge quarantined rows again by the rules in force; those that pass join the table"),
     "training-set": Verb("jobs.training_set", "join a service to a spine, point in time, into a dataset"),
     "materialize": Verb("jobs.materialize", "load the latest values of online groups into the online store"),
     "online": Verb("jobs.online", "read a service's features of one entity from the online store"),

@@ -14,13 +14,13 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from connectors.fitted_values import Fitted
+from connectors.fitted_values import Fitted, FittedValues
 from connectors.registry import Snapshot
 from feature_defs import cleaning, data_types
 from feature_defs.cleaning import DropNull
 from feature_defs.errors import DataError
 from feature_defs.fitting import Fit, fits_of, words_of
-from feature_defs.model import FeatureGroup
+from feature_defs.model import Definitions, FeatureGroup
 from jobs.place import Place
 from jobs.report import counted
 from jobs.transforms import cleaning as steps
@@ -42,23 +42,35 @@ class Cleaned:
 
 def clean(place: Place, snapshot: Snapshot, group: FeatureGroup, rows: DataFrame, *, run: str, now: int) -> Cleaned:
     """Apply clean= and write out the features' words; a group without either is as it was."""
+    about = {"fingerprint": snapshot.fingerprint(group.name), "run": run}
+    return cleaned_by(place.fitted(group), snapshot.definitions, group, rows, about=about, now=now)
+
+
+def cleaned_by(
+    store: FittedValues,
+    definitions: Definitions,
+    group: FeatureGroup,
+    rows: DataFrame,
+    *,
+    about: Mapping[str, str],
+    now: int,
+) -> Cleaned:
+    """The same with any store of fitted values; `about` says in them whose they are."""
     words = words_of(group)
     if not words:
         return Cleaned(rows, group, {}, ())
     kinds = steps.check_columns(rows, group, words)
-    keys = list(snapshot.definitions.entity_of(group).keys)
-    fits = fits_of(group, snapshot.definitions)
-    store = place.fitted(group)
+    keys = list(definitions.entity_of(group).keys)
+    fits = fits_of(group, definitions)
     stored = ((fit.place, store.read(fit.digest)) for fit in fits)
     values = {place: kept.values for place, kept in stored if kept}
     learned: dict[str, int] = {}
     found, ready = steps.stepped(rows, words, keys, fits=fits, values=values)
     while ready:
         for fit, fitted in zip(ready, _learned(found, group, ready, kinds, now), strict=True):
-            about = {**fitted, "fingerprint": snapshot.fingerprint(group.name), "run": run}
-            kept = store.keep(fit.digest, Fitted(**about))
+            kept = store.keep(fit.digest, Fitted(**fitted, **about))
             values[fit.place] = kept.values
-            learned |= {kept.word: kept.rows} if kept.run == run else {}
+            learned |= {kept.word: kept.rows} if kept.run == about["run"] else {}
         found, ready = steps.stepped(rows, words, keys, fits=fits, values=values)
     dropped, left = _dropped(found, group)
     return Cleaned(

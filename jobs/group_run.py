@@ -14,29 +14,41 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from pyspark.sql import Column, DataFrame, Observation
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from connectors.file_store import check_writable, open_file_store
-from connectors.offline_tables import OfflineTable, Span
+from connectors.offline_tables import Note, OfflineTable, Span
 from connectors.registry import Snapshot
 from connectors.source_changes import Added, State, added_since
-from connectors.table_maintenance import past_maintenance
 from feature_defs import durations
 from feature_defs.errors import DataError
 from feature_defs.fingerprint import transform_digest
 from feature_defs.fitting import reads_other_rows
 from feature_defs.loading import load
-from feature_defs.model import EVENT_TIME, HIDDEN, REJECTED, Entity, Expectation, FeatureGroup, Source
+from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED, Entity, FeatureGroup, Source
+from feature_defs.rules import Rule
 from jobs.fitting import Cleaned, clean, refuse_when_nothing_is_left, waits_for_fit
 from jobs.inputs import source_rows, state_of
 from jobs.place import Place, time_of
+from jobs.quality import (
+    FEATURE,
+    SOURCE,
+    Written,
+    keep_results,
+    quarantine,
+    quarantine_in_force,
+    together,
+    write_checked,
+)
 from jobs.report import step
-from jobs.transforms.expectations import STOPPED, broken, checked, rules_of
-from jobs.transforms.features import changed_rows, feature_rows, grid_end, laid_out, reach
+from jobs.rule_results import ended, results_uri
+from jobs.transforms.expectations import checked, rules_of
+from jobs.transforms.features import changed_rows, feature_rows, grid_end, reach
 from jobs.transforms.rows import prepared, quoted
 
 MOST_GRID_POINTS = 1_000_000  # a century of hours; one stray row of the year 1 must not become millions of rows
+_LEAST_US, _GREATEST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # of the years 1 and 9999
 FULL, ADDED, BACKFILL, NOTHING = "full", "added", "backfill", "nothing new"
 
 
@@ -73,26 +85,6 @@ class Work:
     added: Added | None = None
     version: int | None = None
     complete: _Complete | None = None
-
-
-def planned(table: OfflineTable, group: FeatureGroup, fingerprint: str, state: State, uri: str, *, whole: str) -> Work:
-    """How much is to be computed, told without reading a row. `whole` is a reason why it must be all, or empty."""
-    version = table.version()
-    if version is None:
-        return Work(FULL, "its first run")
-    note = table.note(version)
-    if whole:
-        return Work(FULL, whole, version=version)
-    if note.get("fingerprint") != fingerprint:
-        return Work(FULL, "its definition changed", version=version)
-    if "source" not in note:
-        return Work(FULL, "its table says nothing of the source", version=version)
-    added = added_since(note["source"], state, uri)
-    if added is None:
-        return Work(FULL, "its source did not only grow", version=version)
-    complete = _complete_of(note)
-    waits = complete.short_us is not None or (group.every is not None and complete.pending)
-    return Work(ADDED if added.names or waits else NOTHING, added=added, version=version, complete=complete)
 
 
 def _whole(place: Place, snapshot: Snapshot, group: FeatureGroup) -> str:
@@ -139,16 +131,14 @@ def compute_group(
     job = _Job(place, snapshot, group, place.table(group), note, state, now, time.monotonic())
     if backfill is not None:
         return _backfilled(job, backfill)
-    uri = place.lakes.uri(source.path) if state["kind"] == "delta" else ""
-    whole = "as asked" if full else _whole(place, snapshot, group)
-    work = planned(job.table, group, fingerprint, state, uri, whole=whole)
+    work = planned(job, whole="as asked" if full else _whole(place, snapshot, group))
     match work.how:
         case "full":
             return _compute_all(job, work)
         case "added":
             return _add(job, work)
         case _:
-            return job.computed(work, _Written(0, 0, {}, work.version or 0))
+            return job.unchanged(work)
 
 
 @dataclass(frozen=True)
@@ -173,7 +163,7 @@ class _Job:
         return self.snapshot.definitions.entity_of(self.group)
 
     @property
-    def rules(self) -> tuple[Expectation, ...]:
+    def rules(self) -> tuple[Rule, ...]:
         return rules_of(self.group)
 
     def rows(self, added: Added | None = None) -> tuple[DataFrame, tuple[str, ...]]:
@@ -185,13 +175,20 @@ class _Job:
     def clean(self, good: DataFrame) -> Cleaned:
         return clean(self.place, self.snapshot, self.group, good, run=self.note["run"], now=self.now)
 
-    def said(self, complete: _Complete) -> dict[str, Any]:
-        return {**self.note, "source": self.state, **complete.as_plain()}
+    def write(self, features: DataFrame, note: Note, commit: Callable[[DataFrame], int]) -> Written:
+        return write_checked(self.place, self.group, features, note, now_us=self.now, commit=commit)
+
+    def unchanged(self, work: Work) -> ComputedGroup:
+        return self.computed(work, Written(work.version or 0, 0, 0, ()))
+
+    def said(self, how: str, complete: _Complete) -> dict[str, Any]:
+        """The note of a commit."""
+        return {**self.note, "how": how, "source": self.state, **complete.as_plain()}
 
     def computed(
         self,
         work: Work,
-        written: _Written,
+        written: Written,
         *,
         told: _Inspected | None = None,
         extra: tuple[str, ...] = (),
@@ -244,6 +241,29 @@ def _good(rows: DataFrame) -> DataFrame:
     return rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
 
 
+def planned(job: _Job, *, whole: str) -> Work:
+    """How much is to be computed, told without reading a row. `whole` is a reason why it must be all, or empty."""
+    version = job.table.version()
+    if version is None:
+        return Work(FULL, "its first run")
+    note = job.table.note(version)
+    if whole:
+        return Work(FULL, whole, version=version)
+    if note.get("fingerprint") != job.note["fingerprint"]:
+        return Work(FULL, "its definition changed", version=version)
+    if "source" not in note:
+        return Work(FULL, "its table says nothing of the source", version=version)
+    if note.get("how") == FULL and not ended(job.place, job.group, note["run"]):
+        return Work(FULL, "the run before did not come to its end", version=version)
+    uri = job.place.lakes.uri(job.source.path) if job.state["kind"] == "delta" else ""
+    added = added_since(note["source"], job.state, uri)
+    if added is None:
+        return Work(FULL, "its source did not only grow", version=version)
+    complete = _complete_of(note)
+    waits = complete.short_us is not None or (job.group.every is not None and complete.pending)
+    return Work(ADDED if added.names or waits else NOTHING, added=added, version=version, complete=complete)
+
+
 def _compute_all(job: _Job, work: Work) -> ComputedGroup:
     """The whole table from the whole source."""
     rows, extra = job.rows()
@@ -255,9 +275,10 @@ def _compute_all(job: _Job, work: Work) -> ComputedGroup:
     cleaned = job.clean(_good(rows))
     refuse_when_nothing_is_left(job.group, cleaned)
     made = feature_rows(cleaned.rows, cleaned.group, job.entity, until_us=complete.until_us)
-    features = checked(made, job.rules)
-    written = _write(job, features, lambda laid: job.table.replace(laid, job.said(complete)))
-    _quarantine(job, told.bad + written.rejected, [rows, features])
+    features, note = checked(made, job.rules), job.said(FULL, complete)
+    written = job.write(features, note, lambda laid: job.table.replace(laid, note))
+    quarantine(job.place, job.group, told.bad + written.rejected, {SOURCE: rows, FEATURE: features}, note)
+    keep_results(job.place, job.group, written, note, now_us=job.now)
     return job.computed(work, written, told=told, extra=extra, cleaned=cleaned)
 
 
@@ -289,26 +310,30 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
     if group.every:
         until = max(before.until_us, _grid_end(group, before.oldest_us, newest, job.now))
     if not told.read and not late and (until == before.until_us if group.every else last is None):
-        return job.computed(replace(work, how=NOTHING), _Written(0, 0, {}, version))
+        return job.unchanged(replace(work, how=NOTHING))
     _check_writable(job, rejected=told.bad)
-    oldest = min(before.oldest_us, told.oldest or before.oldest_us)
-    pending = max(newest, last or 0) > until or told.future > 0 or (before.pending and not group.every)
     complete = replace(
-        before, until_us=until, oldest_us=oldest, newest_us=newest, pending=pending, short_us=None, backfill=None
+        before,
+        until_us=until,
+        oldest_us=min(before.oldest_us, told.oldest or before.oldest_us),
+        newest_us=newest,
+        pending=max(newest, last or 0) > until or told.future > 0 or (before.pending and not group.every),
+        short_us=None,
+        backfill=None,
     )
     first = told.oldest if late and told.oldest else (edge or before.newest_us) + 1
     cleaned = job.clean(good)
     needed = reach(cleaned.rows, cleaned.group, job.entity, first)
+    kept = job.table.read_all(version)
+    note = {**job.said(ADDED, complete), "runs": _runs_with_quarantine(job)}
     if before.begin_us is not None and (needed is None or needed <= before.begin_us):
         span = Span(max(first - 1, before.begin_us), max(until, job.now))
-        features = _of_span(job, span, until)
-        written = _write(
-            job, features, lambda laid: job.table.replace_span(laid, job.said(complete), span=span, after=version)
-        )
+        changed, on = _of_span(job, span, until), _row_columns(job)
+        commit = _span_commit(job, span, note, version)
     else:
         changed, on = changed_rows(
             cleaned.rows,
-            job.table.read_all(version),
+            kept,
             cleaned.group,
             job.entity,
             complete_us=before.until_us,
@@ -316,26 +341,61 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
             oldest_us=first,
             late=late,
         )
-        features, said = checked(changed, job.rules), job.said(complete)
-        written = _write(
-            job,
-            features,
-            lambda laid: (
-                job.table.merge(laid, said, on=on, after=version)
-                if late
-                else job.table.append(laid, said, after=version)
-            ),
-        )
-    _quarantine(job, told.bad + written.rejected, [rows, features])
+
+        def commit(laid: DataFrame) -> int:
+            if late:
+                return job.table.merge(laid, note, on=on, after=version)
+            return job.table.append(laid, note, after=version)
+
+    features = checked(changed, job.rules)
+    if told.bad or _may_quarantine(job):
+        # before the table: it counts only when the table's note names this run, and then nothing of it can be lost
+        _add_to_quarantine(job, {SOURCE: rows, FEATURE: features}, kept, on, note)
+    written = job.write(features, note, commit)
+    keep_results(job.place, group, written, note, now_us=job.now)
     return job.computed(work, written, told=told, extra=extra, cleaned=cleaned)
 
 
+def _may_quarantine(job: _Job) -> bool:
+    return any(rule.severity == "quarantine" for rule in job.rules)
+
+
+def _row_columns(job: _Job) -> list[str]:
+    """What names a row of the table."""
+    clocks = [EVENT_TIME] if job.group.aggregates else [EVENT_TIME, CREATED_TIME]
+    return [*job.entity.keys, *clocks]
+
+
+def _runs_with_quarantine(job: _Job) -> list[str]:
+    """The earlier run whose quarantine is in force, and stays so unless this one writes another."""
+    in_force = quarantine_in_force(job.place, job.group)
+    return [] if in_force is None else [str(job.place.quarantine(job.group).note(in_force)["run"])]
+
+
+def _add_to_quarantine(
+    job: _Job, parts: Mapping[str, DataFrame], kept: DataFrame, on: Sequence[str], note: Mapping[str, Any]
+) -> None:
+    """The quarantine in force with what this run rejects.
+
+    Of aggregates the feature rows in quarantine are those that the table hides, but for those made again.
+    """
+    in_force = quarantine_in_force(job.place, job.group)
+    earlier = None if in_force is None else job.place.quarantine(job.group).read(in_force)
+    if job.group.aggregates and REJECTED in kept.columns:
+        earlier = None if earlier is None else earlier.where(F.col("stage") == SOURCE)
+        same = [F.col(f"k.`{name}`").eqNullSafe(F.col(f"c.`{name}`")) for name in on]
+        hidden = kept.where(F.col(REJECTED).isNotNull()).alias("k")
+        still = hidden.join(parts[FEATURE].select(*on).alias("c"), same, "left_anti")
+        columns = [name for name in parts[FEATURE].columns if name in still.columns]
+        parts = {**parts, FEATURE: parts[FEATURE].select(*columns).unionByName(still.select(*columns))}
+    quarantine(job.place, job.group, 1, parts, note, earlier=earlier)
+
+
 def _of_span(job: _Job, span: Span, until: int) -> DataFrame:
-    """Checked feature rows of a span, from the source."""
+    """Feature rows of a span, from the source."""
     cleaned = job.clean(_good(job.rows()[0]))
     until = min(span.until_us, until)
-    rows = feature_rows(cleaned.rows, cleaned.group, job.entity, until_us=until, after_us=span.after_us)
-    return checked(rows, job.rules)
+    return feature_rows(cleaned.rows, cleaned.group, job.entity, until_us=until, after_us=span.after_us)
 
 
 def _backfilled(job: _Job, asked: Backfill) -> ComputedGroup:
@@ -345,50 +405,60 @@ def _backfilled(job: _Job, asked: Backfill) -> ComputedGroup:
     of those that are; they are made of the source as the table has seen it, and a later run adds what came since.
     """
     version = job.table.version()
-    note = job.table.note(version) if version is not None else {}
-    anew = note.get("fingerprint") != job.note["fingerprint"] or "source" not in note
+    known = job.table.note(version) if version is not None else {}
+    anew = known.get("fingerprint") != job.note["fingerprint"] or "source" not in known
     if not anew:
-        job = replace(job, state=note["source"])
+        job = replace(job, state=known["source"])
     rows, extra = job.rows()
     told = _inspected(rows, job.source, job.now)
     if told.read == told.bad:
         raise _no_good_row(rows, job.group, told)
     _check_writable(job, rejected=told.bad)
     whole = _complete_to(job, told)
-    before = None if anew else _complete_of(note)
+    before = None if anew else _complete_of(known)
     done = asked.start_us
-    if (
-        before is not None
-        and before.backfill is not None
-        and {**before.backfill, "done": 0} == {**asked.as_plain(), "done": 0}
-    ):
-        done = before.backfill["done"]
-    total = _Written(0, 0, {}, version or 0)
+    if before is not None and before.backfill and not ended(job.place, job.group, known["run"]):
+        done = before.backfill["done"] if asked.as_plain().items() <= before.backfill.items() else done
+    note, parts = known, []
     while done < asked.end_us:
         span = Span(done, min(done + asked.chunk_us, asked.end_us))
-        last = span.until_us == asked.end_us
-        progress = None if last else {**asked.as_plain(), "done": span.until_us}
-        if before is None or before.short_us is not None:
-            short = span.until_us if span.until_us < max(whole.newest_us, whole.until_us) else None
-            until = min(span.until_us, whole.until_us) if job.group.every else job.now
-            begin = asked.start_us if before is None else before.begin_us
-            complete = replace(whole, until_us=until, begin_us=begin, short_us=short, backfill=progress)
-        else:
-            complete = replace(before, backfill=progress)
-        features = _of_span(job, span, min(span.until_us, whole.until_us) if job.group.every else span.until_us)
+        complete = _complete_after(job, asked, span, before, whole)
+        note = {**job.said(BACKFILL, complete), "runs": [] if anew else _runs_with_quarantine(job)}
+        features = checked(_of_span(job, span, whole.until_us if job.group.every else span.until_us), job.rules)
         with step(f"  {time_of(span.after_us):%Y-%m-%d %H:%M} - {time_of(span.until_us):%Y-%m-%d %H:%M}"):
-            written = _write(job, features, _span_commit(job, span, complete, None if anew else version))
-        total = total.and_then(written)
-        version, before, anew, done = written.version, complete, False, span.until_us
-    return job.computed(Work(BACKFILL), total, told=told, extra=extra)
+            parts.append(job.write(features, note, _span_commit(job, span, note, None if anew else version)))
+        version, before, anew, done = parts[-1].version, complete, False, span.until_us
+    written = together(parts, job.rules, version=version or 0)
+    if told.bad or _may_quarantine(job):
+        features = checked(_of_span(job, _all_of(before), whole.until_us if job.group.every else job.now), job.rules)
+        quarantine(job.place, job.group, told.bad + written.rejected, {SOURCE: rows, FEATURE: features}, note)
+    keep_results(job.place, job.group, written, note, now_us=job.now)
+    return job.computed(Work(BACKFILL), written, told=told, extra=extra)
 
 
-def _span_commit(job: _Job, span: Span, complete: _Complete, version: int | None) -> Callable[[DataFrame], int]:
+def _complete_after(job: _Job, asked: Backfill, span: Span, before: _Complete | None, whole: _Complete) -> _Complete:
+    """What the table holds when a chunk is in it."""
+    progress = {**asked.as_plain(), "done": span.until_us}
+    if before is not None and before.short_us is None:  # a span of a table that holds more
+        return replace(before, backfill=progress)
+    begin = asked.start_us if before is None else before.begin_us
+    short = span.until_us if span.until_us < max(whole.newest_us, whole.until_us) else None
+    until = min(span.until_us, whole.until_us) if job.group.every else job.now
+    return replace(whole, until_us=until, begin_us=begin, short_us=short, backfill=progress)
+
+
+def _all_of(complete: _Complete | None) -> Span:
+    """All that a table holds."""
+    begin = complete.begin_us if complete else None
+    end = complete.short_us if complete else None
+    return Span(_LEAST_US if begin is None else begin, _GREATEST_US if end is None else end)
+
+
+def _span_commit(job: _Job, span: Span, note: Mapping[str, Any], version: int | None) -> Callable[[DataFrame], int]:
     """Put rows in the place of a version's; of none, make them the table."""
-    said = job.said(complete)
     if version is None:
-        return lambda laid: job.table.replace(laid, said)
-    return lambda laid: job.table.replace_span(laid, said, span=span, after=version)
+        return lambda laid: job.table.replace(laid, note)
+    return lambda laid: job.table.replace_span(laid, note, span=span, after=version)
 
 
 def _transform(place: Place, group: FeatureGroup) -> Callable[[DataFrame], DataFrame] | None:
@@ -456,57 +526,8 @@ def _grid_end(group: FeatureGroup, oldest: int, newest: int, now: int) -> int:
 
 
 def _check_writable(job: _Job, *, rejected: int) -> None:
-    """Both tables, before either is written: a job must not end between the two."""
-    quarantine = rejected > 0 or any(rule.severity == "quarantine" for rule in job.rules)
-    tables = [job.place.table(job.group), *([job.place.quarantine(job.group)] if quarantine else [])]
-    for target in tables:
-        check_writable(open_file_store(target.uri), target.uri)
-
-
-@dataclass(frozen=True)
-class _Written:
-    rows: int
-    rejected: int
-    broken_rules: dict[str, int]
-    version: int
-
-    def and_then(self, after: _Written) -> _Written:
-        broken = {name: self.broken_rules.get(name, 0) + count for name, count in after.broken_rules.items()}
-        return _Written(self.rows + after.rows, self.rejected + after.rejected, broken, after.version)
-
-
-def _write(job: _Job, features: DataFrame, commit: Callable[[DataFrame], int]) -> _Written:
-    """Counts and the table's new version, from one pass."""
-    rules = job.rules
-    counts = [F.count(F.when(broken(rule), 1)).alias(f"rule_{number}") for number, rule in enumerate(rules)]
-    observed = Observation()
-    counted_rows = features.observe(
-        observed, F.count(F.lit(1)).alias("rows"), F.count(REJECTED).alias("rejected"), *counts
-    )
-    try:
-        laid = laid_out(counted_rows, job.group, job.entity)
-        version = past_maintenance(job.table, lambda: commit(laid))
-    except Exception as error:
-        if STOPPED not in str(error):
-            raise
-        rule = str(error).split(STOPPED, 1)[1].split("\n")[0].split(" SQLSTATE")[0].strip(" '\"")
-        problem = f"expectation '{rule}' of severity stop is broken"
-        hint = "correct the source, or the rule; the offline table is as it was"
-        raise DataError(f"FeatureGroup '{job.group.name}'", problem, hint=hint) from error
-    found = observed.get
-    named = {rule.name: found[f"rule_{number}"] for number, rule in enumerate(rules)}
-    return _Written(found["rows"] - found["rejected"], found["rejected"], named, version)
-
-
-def _quarantine(job: _Job, rejected: int, parts: Sequence[DataFrame]) -> None:
-    """Keep the rejected rows with their reasons; a table with rows of an earlier run is emptied once all is well."""
-    target = job.place.quarantine(job.group)
-    if rejected or target.version() is not None:
-        kept = [
-            part.where(F.col(REJECTED).isNotNull()).select(
-                F.col(REJECTED).alias("reason"),
-                F.to_json(F.struct(*quoted(name for name in part.columns if not name.startswith(HIDDEN)))).alias("row"),
-            )
-            for part in parts
-        ]
-        target.replace(kept[0].unionByName(kept[1]), {**job.note, "verb": "quarantine"})
+    """All that is to be written, before any of it is: a job must not end between the two."""
+    quarantines = rejected > 0 or _may_quarantine(job)
+    tables = [job.table, *([job.place.quarantine(job.group)] if quarantines else [])]
+    for uri in [*(table.uri for table in tables), results_uri(job.place, job.group)]:
+        check_writable(open_file_store(uri), uri)

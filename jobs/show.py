@@ -13,6 +13,7 @@ from feature_defs.inputs import sources_using
 from feature_defs.model import GROUP_FORMAT, Aggregate, Definitions, Feature, FeatureGroup, Service, Source
 from jobs.place import Place
 from jobs.report import counted, table
+from jobs.rule_results import RunResults, kept, lines_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class ShowReport:
     lineage: dict[str, tuple[str, ...]]
     features: tuple[tuple[str, str, str, str], ...]
     fitted: tuple[FittedWord, ...] = ()
+    results: tuple[RunResults, ...] = ()
     exit_code: int = 0
 
     def text(self) -> str:
@@ -53,6 +55,11 @@ class ShowReport:
         if self.fitted:
             told = [(f.word, " to ".join(f.range), f.rows, f.run or "not fitted yet", f.text()) for f in self.fitted]
             lines += ["", table(["fitted", "range", "rows", "run", "values"], told)]
+        if rules := lines_of(self.results):
+            newest = self.results[0]
+            ending = f"table version {newest.table_version}" if newest.table_version is not None else "stopped"
+            lines += ["", f"  expectations, {newest.verb} of {newest.at} ({ending}, run {newest.run}):"]
+            lines.append(table(["rule", "kind", "severity", "rows", "broken", "observed", "newest first"], rules))
         lines += ["", *(f"  {role}: {', '.join(names) or 'none'}" for role, names in self.lineage.items())]
         return "\n".join([*lines, f"(registry snapshot {self.snapshot})"])
 
@@ -73,7 +80,8 @@ def show(place: Place, name: str) -> ShowReport:
     if bare in definitions.groups:
         group = definitions.groups[bare]
         about = (dict(plain["groups"][bare]), _group_lineage(group, definitions), _lines(group, name))
-        return ShowReport(snapshot.number, "FeatureGroup", bare, *about, fitted=_fitted(place, group, definitions))
+        learned, results = _fitted(place, group, definitions), kept(place, group)
+        return ShowReport(snapshot.number, "FeatureGroup", bare, *about, fitted=learned, results=results)
     if name in definitions.services:
         service = definitions.services[name]
         about = (dict(plain["services"][name]), _service_lineage(service, definitions), _chosen(service, definitions))

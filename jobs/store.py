@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jobs.maintain import MaintainReport
     from jobs.materialize import MaterializeReport
     from jobs.online import OnlineReport
+    from jobs.replay import ReplayReport
     from jobs.testing import CasesReport
     from jobs.training_set import TrainingSetReport
 
@@ -68,6 +69,11 @@ class Store:
         from jobs.compute import compute
 
         return compute(self.place, groups, now=now)
+
+    def replay(self, group: str, *, now: datetime.datetime | None = None) -> ReplayReport:
+        from jobs.replay import replay
+
+        return replay(self.place, group, now=now)
 
     def training_set(
         self,

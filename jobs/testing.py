@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,16 +23,20 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from connectors.file_store import LocalFileStore
+from connectors.fitted_values import FittedValues
 from connectors.spark_errors import data_errors
 from feature_defs import data_types
 from feature_defs.case_checks import REASON, PlannedCase, TypedTable, chosen, planned
 from feature_defs.case_values import CellDifference, RowDifference, differences, of_json
 from feature_defs.errors import EXIT_DEFINITIONS, EXIT_DONE, DataError, DefinitionError, TidemarkError, UsageError
 from feature_defs.loading import load_cases, shown, shown_path
-from feature_defs.model import Definitions
+from feature_defs.model import Definitions, FeatureGroup
+from feature_defs.rules import name_of
+from jobs.fitting import cleaned_by
 from jobs.place import Place
 from jobs.report import counted, step
-from jobs.transforms.case_rows import FEATURES, SOURCE, group_outcomes, newest, service_outcomes, source_rows
+from jobs.transforms.case_rows import FEATURES, SOURCE, Clean, group_outcomes, newest, service_outcomes, source_rows
 from jobs.transforms.expectations import STOPPED, rules_of
 from jobs.transforms.features import grid_end
 from jobs.transforms.rows import reason
@@ -114,6 +119,13 @@ def _cases(place: Place, definitions: Definitions) -> tuple[PlannedCase, ...]:
 
 
 def _run(spark: SparkSession, cases: Sequence[PlannedCase], definitions: Definitions) -> tuple[CaseResult, ...]:
+    with tempfile.TemporaryDirectory() as folder:  # what a case fits is its own
+        return _run_in(spark, cases, definitions, folder)
+
+
+def _run_in(
+    spark: SparkSession, cases: Sequence[PlannedCase], definitions: Definitions, folder: str
+) -> tuple[CaseResult, ...]:
     prepared: dict[int, list[DataFrame]] = {}
     errors: dict[int, str] = {}
     for number, case in enumerate(cases):
@@ -133,18 +145,31 @@ def _run(spark: SparkSession, cases: Sequence[PlannedCase], definitions: Definit
         case = cases[number]
         untils = [_until(case, i, ends.get((number, i))) for i in range(len(frames))]
         failed = [text for (n, _), text in grid_errors.items() if n == number]
+        clean = _cleaning(definitions, f"{folder}/{number}")
         try:
             if failed:
                 errors[number] = failed[0]
             elif case.plan:
-                outcomes[number, 0] = service_outcomes(spark, case, frames, definitions, untils)
+                outcomes[number, 0] = service_outcomes(spark, case, frames, definitions, untils, clean)
             else:
-                outcomes[number, 0] = group_outcomes(frames[0], case, definitions, until_us=untils[0])
+                outcomes[number, 0] = group_outcomes(frames[0], case, definitions, clean, until_us=untils[0])
         except TidemarkError as error:
             errors[number] = str(error)
     found, run_errors = _collected(cases, outcomes)
     errors.update({number: text for (number, _), text in run_errors.items()})
     return tuple(_result(case, errors.get(number, ""), found.get((number, 0), [])) for number, case in enumerate(cases))
+
+
+def _cleaning(definitions: Definitions, folder: str) -> Clean:
+    """What a group's cleaning does to the rows of a case: it fits on them."""
+
+    def clean(rows: DataFrame, group: FeatureGroup) -> tuple[DataFrame, FeatureGroup]:
+        store = FittedValues(LocalFileStore(), f"file:{folder}/{group.name}")
+        about = {"fingerprint": "", "run": "test"}
+        found = cleaned_by(store, definitions, group, rows, about=about, now=END_OF_TIME)
+        return found.rows, found.group
+
+    return clean
 
 
 def _now(case: PlannedCase) -> int:
@@ -228,14 +253,14 @@ def _result(case: PlannedCase, error: str, found: list[Any]) -> CaseResult:
 def _rule_counts(case: PlannedCase, found: list[Any]) -> dict[str, int]:
     rules = [] if case.plan else rules_of(case.parts[0].group)
     rows = [row for row in found if row["kind"] == FEATURES]
-    return {rule.name: sum(row["rules"][i] for row in rows) for i, rule in enumerate(rules)}
+    return {name_of(rule): sum(row["rules"][i] for row in rows) for i, rule in enumerate(rules)}
 
 
 def _stopped(case: PlannedCase, found: list[Any]) -> list[str]:
     """Stop rules that are broken: the job fails and the table gets no row."""
     counts = _rule_counts(case, found)
     rules = [] if case.plan else rules_of(case.parts[0].group)
-    return [rule.name for rule in rules if rule.severity == "stop" and counts[rule.name]]
+    return [name_of(rule) for rule in rules if rule.severity == "stop" and counts[name_of(rule)]]
 
 
 def _expected(case: PlannedCase, found: list[Any]) -> tuple[RowDifference, ...]:

@@ -68,7 +68,11 @@ def state(place: Place, group: FeatureGroup) -> tuple[Any, ...]:
 
 
 def manifests(place: Place) -> list[str]:
-    return [path for path in files_in(place, "features") if path.endswith(".json") and "_registry" not in path]
+    return [
+        path
+        for path in files_in(place, "features")
+        if path.endswith(".json") and "_registry" not in path and "_results" not in path
+    ]
 
 
 def leftovers(place: Place) -> list[str]:

@@ -9,7 +9,8 @@ rows is worth a shuffle.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -17,13 +18,15 @@ from pyspark.sql import functions as F
 
 from connectors.sources import UNREADABLE
 from feature_defs.case_checks import REASON, GroupRows, PlannedCase, TypedTable
-from feature_defs.model import EVENT_TIME, Definitions
+from feature_defs.model import EVENT_TIME, REJECTED, Definitions, FeatureGroup
+from feature_defs.rules import TableRule
 from jobs.transforms.as_of import training_rows
-from jobs.transforms.expectations import broken, checked, rules_of
+from jobs.transforms.expectations import broken, checked, rules_of, types_of
 from jobs.transforms.features import feature_rows
-from jobs.transforms.rows import REJECTED, prepared, quoted
+from jobs.transforms.rows import prepared, quoted
 
 FEATURES, SOURCE = "features", "source"
+Clean = Callable[[DataFrame, FeatureGroup], tuple[DataFrame, FeatureGroup]]
 _JSON = {
     "timestampFormat": "yyyy-MM-dd HH:mm:ss.SSSSSS",
     "timestampNTZFormat": "yyyy-MM-dd HH:mm:ss.SSSSSS",
@@ -64,14 +67,21 @@ def newest(rows: DataFrame, now_us: int) -> DataFrame:
     return rows.agg(F.max(F.when(good, time)).alias("newest"))
 
 
-def group_outcomes(rows: DataFrame, case: PlannedCase, definitions: Definitions, *, until_us: int) -> DataFrame:
+def group_outcomes(
+    rows: DataFrame, case: PlannedCase, definitions: Definitions, clean: Clean, *, until_us: int
+) -> DataFrame:
     """What the group's table and its quarantine would hold; a stop rule only counts, so that it can be expected."""
     group = case.parts[0].group
     rules = rules_of(group)
-    features = _features(rows, case.parts[0], definitions, until_us)
-    marks = checked(features, [rule for rule in rules if rule.severity != "stop"])
+    features = _features(rows, case.parts[0], definitions, clean, until_us)
+    marks = checked(features, [replace(rule, severity="warn") if rule.severity == "stop" else rule for rule in rules])
+    types = types_of(marks)
     wanted = [*(case.expected.types if case.expected else ()), *(case.rejected.types if case.rejected else ())]
-    counted = F.array(*(broken(rule) for rule in rules)) if rules else F.array().cast("array<boolean>")
+    counted = (
+        F.array(*(F.lit(False) if isinstance(rule, TableRule) else broken(rule, types) for rule in rules))
+        if rules
+        else F.array().cast("array<boolean>")
+    )
     if case.since_us is not None:
         marks = marks.where(F.unix_micros(EVENT_TIME) >= F.lit(case.since_us))
     kept = _outcome(FEATURES, marks, wanted, F.col(REJECTED), counted)
@@ -80,7 +90,12 @@ def group_outcomes(rows: DataFrame, case: PlannedCase, definitions: Definitions,
 
 
 def service_outcomes(
-    spark: SparkSession, case: PlannedCase, rows: Sequence[DataFrame], definitions: Definitions, until_us: Sequence[int]
+    spark: SparkSession,
+    case: PlannedCase,
+    rows: Sequence[DataFrame],
+    definitions: Definitions,
+    until_us: Sequence[int],
+    clean: Clean,
 ) -> DataFrame:
     """What the training set would hold."""
     assert case.plan is not None
@@ -88,16 +103,16 @@ def service_outcomes(
     assert case.expected is not None
     tables = []
     for part, prepared_rows, until in zip(case.parts, rows, until_us, strict=True):
-        features = checked(_features(prepared_rows, part, definitions, until), rules_of(part.group))
+        features = checked(_features(prepared_rows, part, definitions, clean, until), rules_of(part.group))
         tables.append(features.where(F.col(REJECTED).isNull()).drop(REJECTED))
     joined = training_rows(literal_rows(spark, case.spine), tables, case.plan)
     none = F.array().cast("array<boolean>")
     return _outcome(FEATURES, joined, list(case.expected.types), F.lit(None).cast("string"), none)
 
 
-def _features(rows: DataFrame, part: GroupRows, definitions: Definitions, until_us: int) -> DataFrame:
-    good = rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
-    return feature_rows(good, part.group, definitions.entity_of(part.group), until_us=until_us)
+def _features(rows: DataFrame, part: GroupRows, definitions: Definitions, clean: Clean, until_us: int) -> DataFrame:
+    good, group = clean(rows.where(F.col(REJECTED).isNull()).drop(REJECTED), part.group)
+    return feature_rows(good, group, definitions.entity_of(part.group), until_us=until_us)
 
 
 def _outcome(kind: str, rows: DataFrame, wanted: Sequence[str], reason: Column, rules: Column) -> DataFrame:

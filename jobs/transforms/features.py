@@ -78,15 +78,15 @@ def changed_rows(
     return _evaluated(changed, group, keys), [*keys, EVENT_TIME]
 
 
-def laid_out(rows: DataFrame, group: FeatureGroup, entity: Entity) -> DataFrame:
+def laid_out(rows: DataFrame, group: FeatureGroup) -> DataFrame:
     """Rows as the table keeps them: in the order of time, so that files and their parts cover short spans.
 
     A row in quarantine is not kept, but for aggregates, where its tile still counts in later windows.
     """
-    quarantines = any(rule.severity == "quarantine" for rule in group.expectations)
-    if not (group.aggregates and quarantines):
+    if not (group.aggregates and any(rule.severity == "quarantine" for rule in group.rules)):
         rows = rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
-    return rows.sortWithinPartitions(EVENT_TIME, *entity.keys)
+    keys = rows.columns[: rows.columns.index(EVENT_TIME)]
+    return rows.sortWithinPartitions(EVENT_TIME, *keys)
 
 
 # expressions
