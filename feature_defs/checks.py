@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from feature_defs import cleaning, cleaning_checks, data_types, durations, expressions, inputs
-from feature_defs.aggregates import AGGREGATES
+from feature_defs.aggregates import AGGREGATES, AggregateFunction
 from feature_defs.errors import Fault, listed, near_miss
 from feature_defs.fingerprint import transform_digest
 from feature_defs.model import (
@@ -48,6 +48,7 @@ _MISSING_SCHEMA = ("csv", "json")
 _TEXTS = ("owner", "description", "event_time", "created_time")
 _SWITCHES = ("online", "skip_nulls", "pii")
 RESERVED = (EVENT_TIME, CREATED_TIME)
+MOST_KEPT = 10_000  # values of last_k and top_k: they are one cell of a table
 
 Found = Iterator[tuple[str, str]]  # (problem, hint)
 Word = TypeVar("Word", bound=Definition)
@@ -459,7 +460,9 @@ def _aggregate(group: FeatureGroup, aggregate: Aggregate, rows: tuple[str, ...] 
     function = _named(aggregate.function, AGGREGATES)
     if function and function.needs_column and aggregate.column is None:
         yield f"aggregate {aggregate.function} has no column", f'write Aggregate("{aggregate.function}", "amount")'
-    for label, text in (("aggregate column", aggregate.column), ("where", aggregate.where)):
+    if function:
+        yield from _aggregate_arguments(aggregate, function)
+    for label, text in (("aggregate column", aggregate.column), ("where", aggregate.where), ("by", aggregate.by)):
         if text is not None:
             yield from _sql(label, text, rows, where)
     yield from _duration("window", aggregate.window)
@@ -473,6 +476,30 @@ def _aggregate(group: FeatureGroup, aggregate: Aggregate, rows: tuple[str, ...] 
                 f"window {aggregate.window} is not a multiple of every={group.every}",
                 "make it one, or make the grid finer",
             )
+
+
+def _aggregate_arguments(aggregate: Aggregate, function: AggregateFunction) -> Found:
+    example = {"k": "k=5", "q": "q=0.95"}
+    for name in ("k", "q"):
+        value = getattr(aggregate, name)
+        if name in function.takes and value is None:
+            yield f"aggregate {aggregate.function} needs {name}=", f"write {example[name]}"
+        elif name not in function.takes and value is not None:
+            takers = [other for other, row in AGGREGATES.items() if name in row.takes]
+            yield f"aggregate {aggregate.function} takes no {name}=", f"leave it out; {name}= is for {listed(takers)}"
+    if aggregate.k is not None and (not _is_whole(aggregate.k) or not 1 <= aggregate.k <= MOST_KEPT):
+        yield f"k is {aggregate.k!r}, expected a whole number from 1 to {MOST_KEPT:,}", "write k=5"
+    if aggregate.q is not None and (
+        isinstance(aggregate.q, bool) or not isinstance(aggregate.q, float | int) or not 0 < aggregate.q <= 1
+    ):
+        yield f"q is {aggregate.q!r}, expected a share above 0 and up to 1", "write q=0.95"
+    if aggregate.by is not None and not function.can_be_keyed:
+        able = [name for name, row in AGGREGATES.items() if row.can_be_keyed]
+        yield f"aggregate {aggregate.function} cannot be grouped by a column", f"by= is for {listed(able)}"
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _expectation(

@@ -19,12 +19,13 @@ from feature_defs import durations
 from feature_defs.errors import TidemarkError, UsageError
 from feature_defs.inputs import in_order
 from jobs import arguments
-from jobs.group_run import Backfill, ComputedGroup, compute_group
+from jobs.group_run import Backfill, ComputedGroup, Options, compute_group
 from jobs.inputs import refuse_after_failure
 from jobs.place import Place, chosen_groups, new_run, now_us
 from jobs.report import counted, step, table
 
 CHUNK = "30d"
+ADDED_FEATURES = ("backfill", "null")
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,19 @@ def compute(
     start: datetime.datetime | None = None,
     end: datetime.datetime | None = None,
     chunk: str = CHUNK,
+    added_features: str = "backfill",
 ) -> ComputeReport:
     """Compute these groups (none: all that are not deprecated). `now` closes the grid of groups with `every`.
 
     Where a group's source only grew since its last run, only what that adds or changes is computed; `full` computes
-    all of it. `start` and `end` compute the event times in (start, end] anew, a commit a `chunk`.
+    all of it. `start` and `end` compute the event times in (start, end] anew, a commit a `chunk`. Features that the
+    table does not have yet get their past, or with `added_features="null"` stay null up to what it is complete to.
     """
     backfill = _backfill(start, end, chunk, full=full)
+    if added_features not in ADDED_FEATURES:
+        problem = f"'{added_features}' is not known"
+        raise UsageError("Option --added-features", problem, hint=f"write {' or '.join(ADDED_FEATURES)}")
+    options = Options(full=full, backfill=backfill, leave_null=added_features == "null")
     started = time.monotonic()
     snapshot = place.applied()
     run = new_run()
@@ -89,7 +96,7 @@ def compute(
         try:
             refuse_after_failure(group, snapshot.definitions, lost)
             with step(f"compute {group.name}"), data_errors(f"FeatureGroup '{group.name}'"):
-                found.append(compute_group(place, snapshot, group, run, now=now_us(now), full=full, backfill=backfill))
+                found.append(compute_group(place, snapshot, group, run, now=now_us(now), options=options))
         except TidemarkError as error:  # noqa: PERF203 - one group's fault must not keep the others from being computed
             if len(chosen) == 1:
                 raise
@@ -143,9 +150,7 @@ class GroupsFailed(TidemarkError):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_groups(parser)
     arguments.add_now(parser, "the time at which grid cells count as over (default: the clock)")
-
     parser.add_argument("--full", action="store_true", help="compute all of it, not only what was added to the source")
-
     parser.add_argument(
         "--start", type=arguments.moment, metavar="TIME", help="backfill: compute event times after this anew"
     )
@@ -153,10 +158,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chunk", default=CHUNK, metavar="DURATION", help=f"backfill: how much a commit holds (default: {CHUNK})"
     )
+    parser.add_argument(
+        "--added-features",
+        choices=ADDED_FEATURES,
+        default="backfill",
+        help="what features that the table lacks are in rows that are there: computed, or null (default: backfill)",
+    )
 
 
 def run(place: Place, args: argparse.Namespace) -> ComputeReport:
-    return compute(place, args.groups, now=args.now, full=args.full, start=args.start, end=args.end, chunk=args.chunk)
+    told = {name: getattr(args, name) for name in ("now", "full", "start", "end", "chunk", "added_features")}
+    return compute(place, args.groups, **told)
 
 
 if __name__ == "__main__":

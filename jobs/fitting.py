@@ -68,7 +68,7 @@ def cleaned_by(
     found, ready = steps.stepped(rows, words, keys, fits=fits, values=values)
     while ready:
         for fit, fitted in zip(ready, _learned(found, group, ready, kinds, now), strict=True):
-            kept = store.keep(fit.digest, Fitted(**fitted, **about))
+            kept = store.keep(fit.digest, Fitted(**{**fitted, **about}))
             values[fit.place] = kept.values
             learned |= {kept.word: kept.rows} if kept.run == about["run"] else {}
         found, ready = steps.stepped(rows, words, keys, fits=fits, values=values)

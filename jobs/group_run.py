@@ -43,12 +43,13 @@ from jobs.quality import (
 )
 from jobs.report import step
 from jobs.rule_results import ended, results_uri
-from jobs.transforms.expectations import checked, rules_of
-from jobs.transforms.features import changed_rows, feature_rows, grid_end, reach
-from jobs.transforms.rows import prepared, quoted
+from jobs.transforms.expectations import checked, rules_digest, rules_of
+from jobs.transforms.features import changed_rows, feature_rows, grid_end, reach, without_past
+from jobs.transforms.rows import after, prepared, quoted
 
 MOST_GRID_POINTS = 1_000_000  # a century of hours; one stray row of the year 1 must not become millions of rows
 _LEAST_US, _GREATEST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # of the years 1 and 9999
+AS_ASKED = "as asked"
 FULL, ADDED, BACKFILL, NOTHING = "full", "added", "backfill", "nothing new"
 
 
@@ -113,6 +114,15 @@ class Backfill:
         return {"start": self.start_us, "end": self.end_us, "chunk": self.chunk_us}
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a user may ask of a run: all of it, a span anew, features that the table lacks null in its past rows."""
+
+    full: bool = False
+    backfill: Backfill | None = None
+    leave_null: bool = False
+
+
 def compute_group(
     place: Place,
     snapshot: Snapshot,
@@ -120,18 +130,18 @@ def compute_group(
     run: str,
     *,
     now: int,
-    full: bool = False,
-    backfill: Backfill | None = None,
+    options: Options,
 ) -> ComputedGroup:
     """Bring a group's offline table up to its source."""
     source = snapshot.definitions.source_of(group)
     state = state_of(place, snapshot, source)
     fingerprint = snapshot.fingerprint(group.name)
     note = {"run": run, "verb": "compute", "group": group.name, "fingerprint": fingerprint, "snapshot": snapshot.number}
-    job = _Job(place, snapshot, group, place.table(group), note, state, now, time.monotonic())
-    if backfill is not None:
-        return _backfilled(job, backfill)
-    work = planned(job, whole="as asked" if full else _whole(place, snapshot, group))
+    note["rules"] = rules_digest(group)
+    job = _Job(place, snapshot, group, place.table(group), note, state, now, time.monotonic(), options)
+    if options.backfill is not None:
+        return _backfilled(job, options.backfill)
+    work = planned(job, whole=AS_ASKED if options.full else _whole(place, snapshot, group))
     match work.how:
         case "full":
             return _compute_all(job, work)
@@ -153,6 +163,7 @@ class _Job:
     state: State
     now: int
     started: float
+    options: Options
 
     @property
     def source(self) -> Source:
@@ -218,7 +229,7 @@ class _Complete:
 
     `until_us` is the last grid point, `oldest_us` and `newest_us` are the source's rows so far, but those after now.
     `pending` says that rows wait for their time to come, `short_us` where a backfill ended before the source did,
-    `begin_us` where one began.
+    `begin_us` where one began. Features in `null_until` are null up to a time: they were added without their past.
     """
 
     until_us: int
@@ -226,6 +237,7 @@ class _Complete:
     newest_us: int
     pending: bool
     begin_us: int | None = None
+    null_until: Mapping[str, int] | None = None
     short_us: int | None = None
     backfill: Mapping[str, int] | None = None
 
@@ -253,6 +265,8 @@ def planned(job: _Job, *, whole: str) -> Work:
         return Work(FULL, "its definition changed", version=version)
     if "source" not in note:
         return Work(FULL, "its table says nothing of the source", version=version)
+    if note.get("rules") != job.note["rules"]:
+        return Work(FULL, "its rules changed", version=version)
     if note.get("how") == FULL and not ended(job.place, job.group, note["run"]):
         return Work(FULL, "the run before did not come to its end", version=version)
     uri = job.place.lakes.uri(job.source.path) if job.state["kind"] == "delta" else ""
@@ -271,15 +285,28 @@ def _compute_all(job: _Job, work: Work) -> ComputedGroup:
     if told.read == told.bad:
         raise _no_good_row(rows, job.group, told)
     _check_writable(job, rejected=told.bad)
-    complete = _complete_to(job, told)
+    complete = replace(_complete_to(job, told), null_until=_null_until(job, work) or None)
     cleaned = job.clean(_good(rows))
     refuse_when_nothing_is_left(job.group, cleaned)
     made = feature_rows(cleaned.rows, cleaned.group, job.entity, until_us=complete.until_us)
-    features, note = checked(made, job.rules), job.said(FULL, complete)
+    features, note = checked(without_past(made, complete.null_until), job.rules), job.said(FULL, complete)
     written = job.write(features, note, lambda laid: job.table.replace(laid, note))
     quarantine(job.place, job.group, told.bad + written.rejected, {SOURCE: rows, FEATURE: features}, note)
     keep_results(job.place, job.group, written, note, now_us=job.now)
     return job.computed(work, written, told=told, extra=extra, cleaned=cleaned)
+
+
+def _null_until(job: _Job, work: Work) -> dict[str, int]:
+    """Features that have no past: those of the table that is there, and when so told those that it lacks."""
+    if work.version is None or (work.why == AS_ASKED and not job.options.leave_null):
+        return {}
+    note = job.table.note(work.version)
+    found = dict(note.get("null_until") or {})
+    if job.options.leave_null and "newest_us" in note:
+        edge = note["until_us"] if job.group.every else note["newest_us"]
+        there = job.table.read(work.version).columns
+        found |= {feature.name: edge for feature in job.group.features if feature.name not in there}
+    return {name: edge for name, edge in found.items() if name in {feature.name for feature in job.group.features}}
 
 
 def _complete_to(job: _Job, told: _Inspected) -> _Complete:
@@ -297,16 +324,16 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
     rows, extra = job.rows(work.added)
     good, time = _good(rows), F.unix_micros(EVENT_TIME)
     if before.begin_us is not None:
-        good = good.where(time > before.begin_us)
+        good = good.where(after(before.begin_us))
     told = _inspected(rows, job.source, job.now)
     newest, until, last = max(told.newest or 0, before.newest_us), job.now, None
     late = before.pending or (told.oldest is not None and told.oldest <= before.newest_us)
     if edge is not None:
-        fresh = _good(job.rows()[0]).where(time > edge)
+        fresh = _good(job.rows()[0]).where(after(edge))
         passed, last = fresh.agg(F.max(F.when(time <= job.now, time)), F.max(time)).collect()[0]
         newest = max(newest, passed or 0)
         late = told.oldest is not None and told.oldest <= edge
-        good = fresh.unionByName(good.where(time <= edge)) if late else fresh
+        good = fresh.unionByName(good.where(~after(edge))) if late else fresh
     if group.every:
         until = max(before.until_us, _grid_end(group, before.oldest_us, newest, job.now))
     if not told.read and not late and (until == before.until_us if group.every else last is None):
@@ -347,7 +374,7 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
                 return job.table.merge(laid, note, on=on, after=version)
             return job.table.append(laid, note, after=version)
 
-    features = checked(changed, job.rules)
+    features = checked(without_past(changed, before.null_until), job.rules)
     if told.bad or _may_quarantine(job):
         # before the table: it counts only when the table's note names this run, and then nothing of it can be lost
         _add_to_quarantine(job, {SOURCE: rows, FEATURE: features}, kept, on, note)
@@ -424,7 +451,8 @@ def _backfilled(job: _Job, asked: Backfill) -> ComputedGroup:
         span = Span(done, min(done + asked.chunk_us, asked.end_us))
         complete = _complete_after(job, asked, span, before, whole)
         note = {**job.said(BACKFILL, complete), "runs": [] if anew else _runs_with_quarantine(job)}
-        features = checked(_of_span(job, span, whole.until_us if job.group.every else span.until_us), job.rules)
+        made = _of_span(job, span, whole.until_us if job.group.every else span.until_us)
+        features = checked(without_past(made, complete.null_until), job.rules)
         with step(f"  {time_of(span.after_us):%Y-%m-%d %H:%M} - {time_of(span.until_us):%Y-%m-%d %H:%M}"):
             parts.append(job.write(features, note, _span_commit(job, span, note, None if anew else version)))
         version, before, anew, done = parts[-1].version, complete, False, span.until_us

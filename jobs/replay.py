@@ -39,7 +39,7 @@ from jobs.quality import (
 )
 from jobs.report import counted, step
 from jobs.rule_results import ended
-from jobs.transforms.expectations import checked, rules_of
+from jobs.transforms.expectations import checked, rules_digest, rules_of
 
 NOTHING, RULES, COMPUTE = "nothing", "rules", "compute"
 
@@ -142,6 +142,7 @@ def _replayed(
     note = {
         **table.note(version),  # what the table holds of its source
         "run": run,
+        "rules": rules_digest(group),
         "verb": "replay",
         "group": group.name,
         "fingerprint": snapshot.fingerprint(group.name),

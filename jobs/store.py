@@ -65,10 +65,11 @@ class Store:
     def deprecate(self, group: str, message: str = "") -> DeprecateReport:
         return deprecate(self.place, group, message=message)
 
-    def compute(self, *groups: str, now: datetime.datetime | None = None) -> ComputeReport:
+    def compute(self, *groups: str, now: datetime.datetime | None = None, **options: Any) -> ComputeReport:
+        """`options` are those of `jobs.compute.compute`: full, start, end, chunk, added_features."""
         from jobs.compute import compute
 
-        return compute(self.place, groups, now=now)
+        return compute(self.place, groups, now=now, **options)
 
     def replay(self, group: str, *, now: datetime.datetime | None = None) -> ReplayReport:
         from jobs.replay import replay

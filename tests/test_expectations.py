@@ -71,7 +71,7 @@ def in_force(place: Place, group: FeatureGroup) -> FeatureGroup:
 
 
 def computed(place: Place, now: datetime.datetime = NOW) -> ComputedGroup:
-    return compute(place, now=now).groups[0]
+    return compute(place, now=now, full=True).groups[0]
 
 
 def results(place: Place, group: FeatureGroup) -> dict[str, RuleResult]:
@@ -494,7 +494,7 @@ def test_compute_killed_before_its_quarantine_neither_loses_nor_doubles_a_row(
     first = computed(place)
     expected = quarantined(place, group)
     assert len(expected) == first.rejected == 2
-    killed(place, tmp_path, verb="compute(place, now=NOW)", before="quarantine")
+    killed(place, tmp_path, verb="compute(place, now=NOW, full=True)", before="quarantine")
     assert place.table(group).version() == first.table_version + 1
     assert quarantine_in_force(place, group) is None
     report = replay(place, "shop", now=NOW)

@@ -90,8 +90,15 @@ def check_equal_to_a_full_run(place: Place, group: FeatureGroup) -> None:
     assert found == rows_of(place, group)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("source", "offline"), [("delta", "delta"), ("parquet", "parquet")])
+@pytest.mark.parametrize(
+    ("source", "offline", "shape"),
+    [
+        ("delta", "delta", "rows"),
+        ("delta", "delta", "events"),
+        ("delta", "delta", "grid"),
+        ("parquet", "parquet", "grid"),
+    ],
+)
 def test_run_after_run_gives_the_table_of_one_full_run(
     place: Place, table: Table, source: str, offline: str, shape: str
 ) -> None:
@@ -159,13 +166,35 @@ def test_row_in_quarantine_still_counts_in_later_windows(place: Place, table: Ta
     check_equal_to_a_full_run(place, group)
 
 
+@pytest.mark.parametrize("shape", ["rows", "grid"])
+def test_added_feature_has_its_past_or_as_told_none(place: Place, table: Table, shape: str) -> None:
+    group = in_force(place, shape, offline="parquet")
+    add(place, table(FIRST, TYPES), "parquet")
+    computed(place)
+    old_columns = place.table(group).read(1).columns
+    more = Feature("seen", "timestamp") if shape == "rows" else Feature("most", "double", Aggregate("max", "amount"))
+    group = in_force(place, shape, offline="parquet", features=[*SHAPES[shape]["features"], more])
+    assert computed(place, added_features="null").why == "its definition changed"
+    assert place.table(group).read().where(f"{more.name} IS NOT NULL").count() == 0
+    add(place, table(THIRD, TYPES), "parquet")
+    assert computed(place).how == "added"
+    known = place.table(group).read().where(f"{more.name} IS NOT NULL").collect()
+    assert {row["event_time"].day for row in known} == ({6} if shape == "rows" else {5, 6, 7})
+    if shape == "grid":  # the values are those of all rows, also of those before the feature was
+        assert {row["most"] for row in known} == {30, -5, 0.3}
+    computed(place, full=True)
+    assert place.table(group).read().where(f"{more.name} IS NULL").count() == 0
+    assert place.table(group).read(1).columns == old_columns
+
+
 # backfill
 
 START, END = (datetime.datetime(2026, 1, day, tzinfo=datetime.timezone.utc) for day in (2, 6))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("offline", ["delta", "parquet"])
+@pytest.mark.parametrize(
+    ("offline", "shape"), [("delta", "rows"), ("parquet", "events"), ("delta", "grid"), ("parquet", "grid")]
+)
 def test_backfill_in_chunks_then_increments_equal_a_full_run_from_the_start_on(
     place: Place, table: Table, offline: str, shape: str
 ) -> None:
@@ -207,15 +236,15 @@ def test_backfill_that_stopped_goes_on_where_it_was(
     group = in_force(place, "events")
     for text in (FIRST, SECOND, THIRD):
         add(place, table(text, TYPES), "parquet")
-    real, calls = group_run._write, []
+    real, calls = group_run.write_checked, []
 
-    def failing(*arguments: Any) -> Any:
+    def failing(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(group_run, "_write", failing)
+    monkeypatch.setattr(group_run, "write_checked", failing)
     options = {"start": START, "end": END, "chunk": "1d"}
     with pytest.raises(KeyboardInterrupt):
         computed(place, **options)
@@ -271,6 +300,27 @@ def test_two_runs_at_once_add_every_row_once(place: Place, table: Table, offline
     check_equal_to_a_full_run(place, group)
 
 
+def test_full_run_that_ended_before_its_quarantine_is_done_again(
+    place: Place, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs import group_run
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    group = in_force(place, "rows", offline="parquet")
+    add(place, table(FIRST, TYPES), "parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr(group_run, "quarantine", killed)
+        with pytest.raises(KeyboardInterrupt):
+            computed(place)
+    assert place.quarantine(group).version() is None
+    again = computed(place)
+    assert (again.how, again.why) == ("full", "the run before did not come to its end")
+    assert place.quarantine(group).read().count() == 1
+    assert computed(place).how == "nothing new"
+
+
 CHILD = """
 import os, signal, sys
 from jobs import group_run
@@ -287,7 +337,7 @@ match stage:
     case "after the data files, before the commit":
         offline_tables.ParquetOfflineTable._manifest_uri = dead
     case "after the commit":
-        group_run._quarantine = dead
+        group_run.keep_results = dead
 now = datetime.datetime(2026, 2, 1, tzinfo=datetime.timezone.utc)
 compute(Place(settings_in(folder)), now=now)
 """
@@ -299,7 +349,6 @@ compute(Place(settings_in(folder)), now=now)
         ("delta", "while the data files are written"),
         ("delta", "after the commit"),
         ("parquet", "after the data files, before the commit"),
-        ("parquet", "after the commit"),
     ],
 )
 def test_kill_of_the_driver_loses_and_repeats_nothing(

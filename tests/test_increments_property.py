@@ -103,6 +103,24 @@ def test_table_that_grew_run_by_run_is_the_table_of_one_full_run(
     assert texts(kept, group) == texts(whole, group)
 
 
+@pytest.mark.parametrize("name", ["grid", "grid and whole lives"])
+def test_run_without_late_rows_makes_the_points_of_one_full_run(spark: SparkSession, tmp_path: Path, name: str) -> None:
+    group, rows = GROUPS[name], frame(spark)
+    time = F.unix_micros("event_time")
+    complete, until = UNTIL[0], UNTIL[-1]
+    kept = feature_rows(rows.where(time <= complete), group, ENTITY, until_us=complete)
+    kept = written(kept, tmp_path / "kept")
+    new = rows.where((time > complete) & (time <= until))
+    span = {"complete_us": complete, "until_us": until, "oldest_us": complete + 1, "late": False}
+    added, _ = changed_rows(new, kept, group, ENTITY, **span)
+    whole = feature_rows(rows, group, ENTITY, until_us=until)
+    assert texts(kept.unionByName(added), group) == texts(whole, group)
+    columns = [column for column in whole.columns if column.startswith("_tidemark")]
+    hidden = [part.select("case", "name", "event_time", *columns).toArrow().to_pylist() for part in (added, whole)]
+    rows_of = [{(row["case"], row["name"], row["event_time"]): row for row in part} for part in hidden]
+    assert all(row == rows_of[1][key] for key, row in rows_of[0].items())
+
+
 def written(rows: DataFrame, folder: Path) -> DataFrame:
     rows.coalesce(2).write.parquet(str(folder))
     return rows.sparkSession.read.schema(rows.schema).parquet(str(folder))

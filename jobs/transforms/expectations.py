@@ -8,6 +8,7 @@ SQL's CHECK, but for NotNull. A feature's allowed values are a rule of severity 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from functools import reduce
 
@@ -48,6 +49,11 @@ def rules_of(group: FeatureGroup) -> tuple[Rule, ...]:
         if feature.allowed_values
     )
     return (*group.rules, *allowed)
+
+
+def rules_digest(group: FeatureGroup) -> str:
+    """What a table's rows were held against: other rules judge them all again."""
+    return hashlib.sha256(repr(rules_of(group)).encode()).hexdigest()[:16]
 
 
 def checked(rows: DataFrame, rules: Sequence[Rule]) -> DataFrame:

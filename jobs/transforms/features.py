@@ -6,7 +6,7 @@ aggregates  tiles -> states merged over each window, at every event or on a grid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pyspark.errors import AnalysisException
@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from feature_defs import data_types, durations, expressions
 from feature_defs.errors import DataError
 from feature_defs.model import CREATED_TIME, EVENT_TIME, HIDDEN, REJECTED, Aggregate, Entity, Feature, FeatureGroup
-from jobs.transforms.rows import quoted, reason
+from jobs.transforms.rows import after, quoted, reason
 from jobs.transforms.tiles import advanced_rows, group_rows, plan_of, tiles_of
 
 
@@ -28,16 +28,15 @@ def feature_rows(
     With `after_us` only rows of (after, until]: the same as those of a full run.
     """
     keys = list(entity.keys)
-    time = F.unix_micros(EVENT_TIME)
     if after_us is not None:
-        rows = rows.where(time <= until_us)
+        rows = rows.where(~after(until_us))
     if not group.aggregates:
-        chosen = rows if after_us is None else rows.where(time > after_us)
+        chosen = rows if after_us is None else rows.where(after(after_us))
         return _one_of_equals(_evaluated(chosen, group, keys), group, keys)
     try:
         plan = plan_of(rows, group, keys)
         if after_us is not None and not plan.every and plan.longest is not None:
-            rows = rows.where(time > after_us - plan.longest)
+            rows = rows.where(after(after_us - plan.longest))
         aggregated = group_rows(tiles_of(rows, plan), plan, until_us=until_us, after_us=after_us)
     except AnalysisException as error:
         raise _first_aggregate_fault(rows, group) or error from error
@@ -73,9 +72,23 @@ def changed_rows(
             new = new.unionByName(met)
         return _one_of_equals(new, group, keys), clocks
     plan = plan_of(rows, group, keys)
-    near = kept if (bound := plan.reach(oldest_us)) is None else kept.where(F.unix_micros(EVENT_TIME) >= bound)
-    changed = advanced_rows(near, tiles_of(rows, plan), plan, complete_us=complete_us, until_us=until_us)
+    near = kept if (bound := plan.reach(oldest_us)) is None else kept.where(after(bound - 1))
+    tiles = tiles_of(rows, plan)
+    changed = advanced_rows(near, tiles, plan, complete_us=complete_us, until_us=until_us, late=late)
     return _evaluated(changed, group, keys), [*keys, EVENT_TIME]
+
+
+def without_past(rows: DataFrame, null_until: Mapping[str, int] | None) -> DataFrame:
+    """The rows with each of these features null up to a time: it was added later, and not backfilled."""
+    if not null_until:
+        return rows
+    later = {name: F.unix_micros(EVENT_TIME) > until for name, until in null_until.items() if name in rows.columns}
+    return rows.select(
+        *(
+            F.when(later[name], F.col(name)).alias(name) if name in later else F.col(f"`{name}`")
+            for name in rows.columns
+        )
+    )
 
 
 def laid_out(rows: DataFrame, group: FeatureGroup) -> DataFrame:

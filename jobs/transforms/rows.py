@@ -56,6 +56,11 @@ def utc(time: Column, kind: DataType) -> Column:
     return F.concat(time.cast("string"), F.lit("Z")).cast("timestamp")  # a plain cast would take the session's zone
 
 
+def after(microseconds: int) -> Column:
+    """event_time later than a time, as a reader of files can use it to skip some: no function of the column."""
+    return F.col(EVENT_TIME) > F.timestamp_micros(F.lit(microseconds))
+
+
 def filtered(rows: DataFrame, source: Source) -> DataFrame:
     """The rows that the source's filter keeps; an unreadable row is kept, for the quarantine."""
     if source.filter is None:

@@ -10,8 +10,9 @@ of the source: their tiles are merged with the kept ones, and rows from an entit
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -24,6 +25,7 @@ from jobs.transforms.rows import quoted
 
 _CELL, _CREATED, _FROM, _LAST = "_tidemark_cell", "_tidemark_created", "_tidemark_from", "_tidemark_last"
 _START, _END, _STEP = "_tidemark_start", "_tidemark_end", "_tidemark_step"
+_FEW_POINTS = 5  # beyond, one sort for all of them is less work than an aggregate each
 _ORDER = f"struct({EVENT_TIME}, {CREATED_TIME})"
 _FLOATING = ("float", "double")
 
@@ -191,14 +193,18 @@ def _joined(left: DataFrame, right: DataFrame, by: Sequence[str]) -> DataFrame:
 
 def group_rows(tiles: DataFrame, plan: TilePlan, *, until_us: int, after_us: int | None = None) -> DataFrame:
     """The rows that tiles of the whole past give; only those later than `after_us`."""
-    lives = _over_already(tiles, plan, until_us).selectExpr("*", *(f"`{n}` AS `{_life(n)}`" for n in _lasting(plan)))
+    lives = _over_already(tiles, plan, until_us).selectExpr("*", *_lives(plan))
     lower = None if after_us is None or plan.longest is None else after_us - plan.longest
     rows = _windowed(lives, plan, until_us=until_us, lower_us=lower)
     return rows if after_us is None else rows.where(F.unix_micros(EVENT_TIME) > after_us)
 
 
-def advanced_rows(kept: DataFrame, added: DataFrame, plan: TilePlan, *, complete_us: int, until_us: int) -> DataFrame:
+def advanced_rows(
+    kept: DataFrame, added: DataFrame, plan: TilePlan, *, complete_us: int, until_us: int, late: bool
+) -> DataFrame:
     """The rows that are new, or no longer as in `kept`, when `added` tiles come to a table complete to a time.
+
+    Without `late` tiles and with few new points of a grid, each is an aggregate by itself. Otherwise:
 
     1 an entity's rows change from its first added tile on; on a grid every entity goes on after `complete_us`
     2 of its kept tiles only those are read that a window from there on can reach, and its life before
@@ -210,6 +216,11 @@ def advanced_rows(kept: DataFrame, added: DataFrame, plan: TilePlan, *, complete
     old = kept.selectExpr(
         *quoted(keys), f"unix_micros({EVENT_TIME}) AS {_CELL}", *quoted([*plan.tile_columns, *plan.life_columns])
     )
+    if plan.every and not late and 0 < (until_us - complete_us) // plan.every <= _FEW_POINTS:
+        started = new.selectExpr(*quoted([*keys, _CELL, *plan.tile_columns]), *_lives(plan))
+        before = old.selectExpr(*quoted([*keys, _CELL, *plan.tile_columns]), *_lives_at(plan, complete_us))
+        points = range(complete_us + plan.every, until_us + 1, plan.every)
+        return reduce(DataFrame.unionByName, (_at_point(before.unionByName(started), plan, point) for point in points))
     if plan.every:
         goes_on = F.lit(complete_us + plan.every)
         old = old.join(first, keys, "left").withColumn(_FROM, F.least(F.coalesce(_FROM, goes_on), goes_on))
@@ -218,7 +229,7 @@ def advanced_rows(kept: DataFrame, added: DataFrame, plan: TilePlan, *, complete
         old = old.join(first, keys)
     columns = [*keys, _CELL, _FROM, *plan.tile_columns]
     before = _before(old, plan).selectExpr(*quoted([*columns, *plan.life_columns]))
-    new = new.join(first, keys).selectExpr(*quoted(columns), *(f"`{n}` AS `{_life(n)}`" for n in _lasting(plan)))
+    new = new.join(first, keys).selectExpr(*quoted(columns), *_lives(plan))
     rows = _windowed(_one_a_cell(before.unionByName(new), plan), plan, until_us=until_us, lower_us=None)
     return rows.where(F.unix_micros(EVENT_TIME) >= F.col(_FROM)).drop(_FROM)
 
@@ -232,6 +243,16 @@ def _lasting(plan: TilePlan) -> list[str]:
     """The tile columns of which a life is kept."""
     names = [name for measure in plan.lasting for name in measure.columns.values()]
     return [_CREATED, *names] if names else []
+
+
+def _lives(plan: TilePlan) -> list[str]:
+    """Of new tiles, each its own part of a life."""
+    return [f"`{name}` AS `{_life(name)}`" for name in _lasting(plan)]
+
+
+def _lives_at(plan: TilePlan, complete_us: int) -> list[str]:
+    """Of kept rows, the life up to the last of them."""
+    return [f"if({_CELL} = {complete_us}L, `{_life(name)}`, null) AS `{_life(name)}`" for name in _lasting(plan)]
 
 
 def _before(old: DataFrame, plan: TilePlan) -> DataFrame:
@@ -300,37 +321,71 @@ def _by_key(column: str, measure: Measure, kind: DataType) -> str:
 def _windowed(tiles: DataFrame, plan: TilePlan, *, until_us: int, lower_us: int | None) -> DataFrame:
     """(keys, clocks, features, tile and life columns): one row a cell, on a grid also where an entity has no tile."""
     points = _spread(tiles, plan, until_us=until_us, lower_us=lower_us) if plan.every else tiles
-    frames, names, states = [], {}, []
-    for number, (measure, window) in enumerate(plan.pairs):
-        names[measure, window] = {state: f"{HIDDEN}w{number}_{state}" for state in measure.columns}
-        for state, column in measure.columns.items():
-            read = f"`{_life(column)}`" if window is None else f"`{column}`"
-            frames.append(f"{measure.merged(read, state, _over(plan, window))} AS {names[measure, window][state]}")
-            states.append((measure, names[measure, window][state]))
-    newest = _life(_CREATED) if plan.longest is None else _CREATED
-    created = f"max({newest}) {_over(plan, plan.longest)} AS {CREATED_TIME}"
+    frames = [
+        f"{measure.merged(f'`{_read(column, window)}`', state, _over(plan, window))} AS {_merged(number, state)}"
+        for number, (measure, window) in enumerate(plan.pairs)
+        for state, column in measure.columns.items()
+    ]
+    created = f"max({_read(_CREATED, plan.longest)}) {_over(plan, plan.longest)} AS {CREATED_TIME}"
     kept = [name for name in (*plan.tile_columns, _FROM) if name in points.columns]
     event_time = f"timestamp_micros({_CELL}) AS {EVENT_TIME}"
-    framed = points.selectExpr(*quoted(plan.keys), event_time, created, *quoted(kept), *frames)
+    return _valued(points.selectExpr(*quoted(plan.keys), event_time, created, *quoted(kept), *frames), plan)
+
+
+def _at_point(tiles: DataFrame, plan: TilePlan, point_us: int) -> DataFrame:
+    """The same for one point of the grid: an aggregate of the tiles that its windows reach, and no sort of them."""
+
+    def inside(column: str, window: int | None) -> str:
+        after = "" if window is None else f" AND {_CELL} > {point_us - window}L"
+        return f"if({_CELL} <= {point_us}L{after}, `{_read(column, window)}`, null)"
+
+    frames = [
+        f"{measure.merged(inside(column, window), state)} AS {_merged(number, state)}"
+        for number, (measure, window) in enumerate(plan.pairs)
+        for state, column in measure.columns.items()
+    ]
+    own = [f"any_value(if({_CELL} = {point_us}L, `{name}`, null), true) AS `{name}`" for name in plan.tile_columns]
+    created = f"max({inside(_CREATED, plan.longest)}) AS {CREATED_TIME}"
+    made = tiles.where(F.col(_CELL) <= point_us).groupBy(*quoted(plan.keys)).agg(*map(F.expr, [created, *own, *frames]))
+    return _valued(made.withColumn(EVENT_TIME, F.timestamp_micros(F.lit(point_us))), plan)
+
+
+def _read(column: str, window: int | None) -> str:
+    return _life(column) if window is None else column
+
+
+def _merged(number: int, state: str) -> str:
+    """The column of a window's state."""
+    return f"{HIDDEN}w{number}_{state}"
+
+
+def _valued(merged: DataFrame, plan: TilePlan) -> DataFrame:
+    """Features, and what is kept, from the merged states of each window."""
+    numbers = {pair: number for number, pair in enumerate(plan.pairs)}
+    states = [
+        (measure, _merged(number, state)) for (measure, _), number in numbers.items() for state in measure.columns
+    ]
+    kept = [name for name in (*plan.tile_columns, _FROM) if name in merged.columns]
     lives = [
-        f"`{names[measure, None][state]}` AS `{_life(column)}`"
+        f"{_merged(numbers[measure, None], state)} AS `{_life(column)}`"
         for measure in plan.lasting
         for state, column in measure.columns.items()
     ]
     if lives:
         lives.append(f"{CREATED_TIME} AS {_life(_CREATED)}")
     values = [
-        f"{_value(measure, feature, names[measure, window])} AS `{feature.name}`"
+        f"{_value(measure, feature, numbers[measure, window])} AS `{feature.name}`"
         for feature, measure, window in plan.features
     ]
-    return _compacted(framed, states).selectExpr(
+    return _compacted(merged, states).selectExpr(
         *quoted(plan.keys), EVENT_TIME, CREATED_TIME, *values, *quoted(kept), *lives
     )
 
 
-def _value(measure: Measure, feature: Feature, states: Mapping[str, str]) -> str:
+def _value(measure: Measure, feature: Feature, number: int) -> str:
     aggregate = feature.expression
     assert isinstance(aggregate, Aggregate)
+    states = {state: _merged(number, state) for state in measure.columns}
     finalize, numbers = measure.function.finalize, {"k": aggregate.k, "q": aggregate.q}
     if not measure.key:
         return finalize.format(**states, **numbers)
