@@ -19,6 +19,7 @@ from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
 from connectors.offline_tables import Note
+from connectors.sources import UNREADABLE
 from connectors.table_maintenance import past_maintenance
 from feature_defs.errors import DataError, LakeError
 from feature_defs.model import HIDDEN, REJECTED, FeatureGroup
@@ -26,7 +27,7 @@ from feature_defs.rules import Matches, Rule, TableRule, name_of
 from jobs.place import Place, now_us, time_of
 from jobs.rule_results import BROKEN, RuleResult, RunResults, judged, keep, unknown
 from jobs.transforms.expectations import STOPPED, measures, rules_of, without_marks
-from jobs.transforms.features import laid_out
+from jobs.transforms.features import table_rows
 from jobs.transforms.rows import quoted
 
 KEPT = "_tidemark_kept"
@@ -72,7 +73,7 @@ def write_checked(
         if any(isinstance(rule, TableRule) and rule.severity == "stop" for rule in rules):
             # what a pass measures is known when it ends, and then Delta has committed: so it is measured before
             _stop_if_broken(judged(rules, features.agg(*taken).collect()[0].asDict(), group, now_us=now_us))
-        laid = laid_out(without_marks(features.observe(observed, *taken)), group)
+        laid = table_rows(without_marks(features.observe(observed, *taken)), group)
         version = past_maintenance(table, lambda: commit(laid) if commit else table.replace(laid, note))
     measured = observed.get
     found = judged(rules, measured, group, now_us=now_us)
@@ -175,7 +176,7 @@ def _results(
 
 def rejected_rows(rows: DataFrame, stage: str, run: str) -> DataFrame:
     """The marked rows that may not go on, as the quarantine keeps them; one that was there before keeps its run."""
-    names = [name for name in rows.columns if not name.startswith(HIDDEN)]
+    names = [name for name in rows.columns if name == UNREADABLE or not name.startswith(HIDDEN)]
     values = {
         "row": F.to_json(F.struct(*quoted(names)), _JSON),
         "stage": F.lit(stage),

@@ -302,7 +302,7 @@ def test_lake_that_cannot_be_written_is_told_before_anything_is(
     file = local_path(place.lakes.uri(f"lake://features/{blocked}"))
     file.parent.mkdir(parents=True)
     file.write_text("not a folder")
-    with pytest.raises(LakeError, match="cannot (create|list) it: Not a directory"):
+    with pytest.raises(LakeError, match=r"cannot (create|list) it: Not a directory"):
         compute(place, now=NOW)
     assert manifests(place) == []
     file.unlink()

@@ -384,7 +384,8 @@ def test_replay_after_a_corrected_rule_gives_what_a_compute_would(place: Place, 
     snapshot = place.applied()
     assert place.computed(snapshot, group)[1] == report.table_version
     found = computed(place)
-    assert_rows(place.table(group).read(), replayed)
+    texts = [sorted(map(repr, rows.collect())) for rows in (place.table(group).read(), replayed)]  # NaN is no NaN
+    assert texts[0] == texts[1]
     assert (found.rejected, quarantined(place, group)) == (report.stayed, kept_out)
 
 

@@ -16,7 +16,9 @@ from pyspark.sql import functions as F
 from feature_defs import data_types, durations, expressions
 from feature_defs.errors import DataError
 from feature_defs.model import CREATED_TIME, EVENT_TIME, HIDDEN, REJECTED, Aggregate, Entity, Feature, FeatureGroup
+from feature_defs.rules import Unique
 from jobs.transforms.rows import after, quoted, reason
+from jobs.transforms.tile_kernel import kernel_rows, supports
 from jobs.transforms.tiles import advanced_rows, group_rows, plan_of, tiles_of
 
 
@@ -25,19 +27,23 @@ def feature_rows(
 ) -> DataFrame:
     """The group's feature rows. A grid ends at `until_us`; rows after it belong to a cell that is not over yet.
 
-    With `after_us` only rows of (after, until]: the same as those of a full run.
+    With `after_us` only rows of (after, until]: the same as those of a full run. Rows come in the order of time.
     """
     keys = list(entity.keys)
     if after_us is not None:
         rows = rows.where(~after(until_us))
     if not group.aggregates:
         chosen = rows if after_us is None else rows.where(after(after_us))
-        return _one_of_equals(_evaluated(chosen, group, keys), group, keys)
+        return _in_order(_one_of_equals(_evaluated(chosen, group, keys), group, keys), keys)
     try:
         plan = plan_of(rows, group, keys)
         if after_us is not None and not plan.every and plan.longest is not None:
             rows = rows.where(after(after_us - plan.longest))
-        aggregated = group_rows(tiles_of(rows, plan), plan, until_us=until_us, after_us=after_us)
+        if supports(rows, plan):  # gives its rows in order
+            aggregated = kernel_rows(rows, plan, until_us=until_us, after_us=after_us)
+        else:
+            aggregated = group_rows(tiles_of(rows, plan), plan, until_us=until_us, after_us=after_us)
+            aggregated = _in_order(aggregated, keys)
     except AnalysisException as error:
         raise _first_aggregate_fault(rows, group) or error from error
     return _evaluated(aggregated, group, keys)
@@ -70,12 +76,17 @@ def changed_rows(
             same = [F.col(f"k.{name}").eqNullSafe(F.col(f"n.{name}")) for name in clocks]
             met = kept.select(*new.columns).alias("k").join(new.select(*clocks).alias("n"), same, "left_semi")
             new = new.unionByName(met)
-        return _one_of_equals(new, group, keys), clocks
+        return _in_order(_one_of_equals(new, group, keys), keys), clocks
     plan = plan_of(rows, group, keys)
     near = kept if (bound := plan.reach(oldest_us)) is None else kept.where(after(bound - 1))
     tiles = tiles_of(rows, plan)
     changed = advanced_rows(near, tiles, plan, complete_us=complete_us, until_us=until_us, late=late)
-    return _evaluated(changed, group, keys), [*keys, EVENT_TIME]
+    return _evaluated(_in_order(changed, keys), group, keys), [*keys, EVENT_TIME]
+
+
+def _in_order(rows: DataFrame, keys: Sequence[str]) -> DataFrame:
+    """In the order of time within each task, so that the table's files and their parts cover short spans."""
+    return rows.sortWithinPartitions(EVENT_TIME, *keys)
 
 
 def without_past(rows: DataFrame, null_until: Mapping[str, int] | None) -> DataFrame:
@@ -91,15 +102,16 @@ def without_past(rows: DataFrame, null_until: Mapping[str, int] | None) -> DataF
     )
 
 
-def laid_out(rows: DataFrame, group: FeatureGroup) -> DataFrame:
-    """Rows as the table keeps them: in the order of time, so that files and their parts cover short spans.
+def table_rows(rows: DataFrame, group: FeatureGroup) -> DataFrame:
+    """Checked rows as the table keeps them.
 
     A row in quarantine is not kept, but for aggregates, where its tile still counts in later windows.
     """
-    if not (group.aggregates and any(rule.severity == "quarantine" for rule in group.rules)):
-        rows = rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
-    keys = rows.columns[: rows.columns.index(EVENT_TIME)]
-    return rows.sortWithinPartitions(EVENT_TIME, *keys)
+    if any(isinstance(rule, Unique) for rule in group.rules):  # rows that were gathered by their values
+        rows = _in_order(rows, rows.columns[: rows.columns.index(EVENT_TIME)])
+    if group.aggregates and any(rule.severity == "quarantine" for rule in group.rules):
+        return rows
+    return rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
 
 
 # expressions

@@ -148,7 +148,7 @@ def duck_sql(engine: Any, source: Path, out: Path) -> None:
     )
     first, last = FIRST_DAY + timedelta(days=1), FIRST_DAY + timedelta(days=DAYS)
     engine.execute(
-        f"COPY (WITH tiles AS (SELECT customer_id, time_bucket(INTERVAL 1 DAY, at - INTERVAL 1 MICROSECOND) "
+        f'COPY (WITH tiles AS (SELECT customer_id, time_bucket(INTERVAL 1 DAY, "at" - INTERVAL 1 MICROSECOND) '
         f"+ INTERVAL 1 DAY AS event_time, max(seen) AS t_seen, {tiles} FROM '{source}/*.parquet' GROUP BY ALL), "
         f"firsts AS (SELECT customer_id, min(event_time) AS first FROM tiles GROUP BY ALL), "
         f"days AS (SELECT unnest(generate_series(TIMESTAMPTZ '{first:%Y-%m-%d}', TIMESTAMPTZ '{last:%Y-%m-%d}', "
