@@ -14,13 +14,15 @@ from functools import cache
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from feature_defs.model import Aggregate, Entity, Feature, FeatureGroup
+from jobs.transforms import tile_kernel
 from jobs.transforms.tile_kernel import kernel_rows, supports
-from jobs.transforms.tiles import group_rows, plan_of, tiles_of
+from jobs.transforms.tiles import TilePlan, group_rows, measure_of, plan_of, tiles_of
 
 CASES, SEED = 300, 20261121
 SECOND = 1_000_000
@@ -128,7 +130,6 @@ ALL = ("double", "float", *INTEGERS)
 )
 def test_kernel_gives_the_rows_of_sql_to_the_bit(
     spark: SparkSession,
-    monkeypatch: pytest.MonkeyPatch,
     keys: tuple[str, ...],
     windows: tuple[str | None, ...],
     values: tuple[str, ...],
@@ -144,3 +145,109 @@ def test_kernel_gives_the_rows_of_sql_to_the_bit(
     assert len(own) == len(other) > 100
     for one, two in zip(own, other, strict=True):
         assert one == two, [(n, a, b) for n, a, b in zip(found.columns, one, two, strict=True) if a != b]
+
+
+def test_kernel_declines_what_only_sql_can_do(spark: SparkSession) -> None:
+    rows = frame(spark)
+    for every, aggregate in [
+        (None, Aggregate("count")),
+        (EVERY, Aggregate("last", "double")),
+        (EVERY, Aggregate("max", "k_0")),
+        (EVERY, Aggregate("sum", "k_6")),
+        (EVERY, Aggregate("count", by="k_0")),
+    ]:
+        entity = Entity("e", keys={"case": "bigint"})
+        wanted = FeatureGroup("g", entity=entity, source="s", every=every, features=[Feature("f", "bigint", aggregate)])
+        assert not supports(rows, plan_of(rows, wanted, ["case"])), aggregate
+
+
+# without Spark
+
+
+def kernel(windows: tuple[int | None, ...], *, after: int | None = None, until: int = 59) -> tile_kernel.Kernel:
+    """A grid of one microsecond: a time is the number of its cell."""
+    calls = [("count", {}), ("sum", {"column": "x"}), ("min", {"column": "x"}), ("max", {"column": "x"})]
+    found = []
+    for (function, more), window in product(calls, windows):
+        aggregate = Aggregate(function, window="1s", **more)
+        found.append((Feature(f"{function}_{window}", "bigint", aggregate), measure_of(aggregate), window))
+    plan = TilePlan(("key",), 1, tuple(found))
+    types = {"key": "bigint", "event_time": "timestamp", "created_time": "timestamp"}
+    types |= {feature.name: "bigint" for feature, *_ in found}
+    for name in (*plan.tile_columns, *plan.life_columns[1:], *plan.life_columns[:1]):
+        types[name] = "timestamp" if name.endswith("_created") else "bigint"
+    kinds = {measure.value: "rows" if measure.name == "count" else "bigint" for measure in plan.measures}
+    return tile_kernel.kernel_of(plan, kinds, types, until_us=until, after_us=after)
+
+
+def slim(rows: list[tuple[int, int, int, int | None]]) -> list[pa.RecordBatch]:
+    columns = [pa.array(column, pa.int64()) for column in zip(*rows, strict=True)]
+    return pa.table(columns, names=["key", "cell", "created", "x"]).to_batches(max_chunksize=997)
+
+
+@pytest.mark.parametrize("after", [None, 30])
+def test_many_rows_in_small_chunks_equal_a_plain_loop(monkeypatch: pytest.MonkeyPatch, after: int | None) -> None:
+    """Partial tiles are joined again and again, a tenth of the rows are of one entity, batches are small."""
+    monkeypatch.setattr(tile_kernel, "CHUNK", 2000)
+    monkeypatch.setattr(tile_kernel, "OUT", 1000)
+    draw = random.Random(SEED)
+    rows = []
+    for _ in range(30_000):
+        key = 7 if draw.random() < 0.1 else draw.randrange(400)
+        value = None if draw.random() < 0.3 else draw.randint(-(2**62) // 5000, 2**62 // 5000)
+        rows.append((key, draw.randrange(key % 40, 60) if key % 3 else 59 - key % 7, draw.randrange(99), value))
+    windows = (1, 2, 7, 30) if after else (None, 1, 7, 100)
+    batches = list(tile_kernel.partition_rows(kernel(windows, after=after))(iter(slim(rows))))
+    assert max(batch.num_rows for batch in batches) <= 1000
+    found = pa.Table.from_batches(batches).to_pylist()
+    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+    at = [((row["event_time"] - epoch) // datetime.timedelta(microseconds=1), row["key"]) for row in found]
+    assert at == sorted(set(at))  # in the order (event_time, keys)
+    own: dict[int, dict[int, list[int | None]]] = {}
+    for key, cell, _, value in rows:
+        own.setdefault(key, {}).setdefault(cell, []).append(value)
+    begin = -1 if after is None else after
+    assert set(at) == {(cell, key) for key, cells in own.items() for cell in range(min(cells), 60) if cell > begin}
+    for (cell, key), row in zip(at, found, strict=True):
+        for window in windows:
+            start = -1 if window is None else cell - window
+            inside = [value for c, values in own[key].items() if start < c <= cell for value in values]
+            some = [value for value in inside if value is not None]
+            expected = (len(inside), sum(some) if some else None, min(some, default=None), max(some, default=None))
+            assert tuple(row[f"{name}_{window}"] for name in ("count", "sum", "min", "max")) == expected
+
+
+@pytest.mark.parametrize("cells", [[5, 5, 5], [5, 6, 7]])
+def test_sum_that_leaves_64_bits_raises_in_a_tile_and_in_a_window(cells: list[int]) -> None:
+    rows = [(1, cell, 0, 2**62) for cell in cells]
+    with pytest.raises(OverflowError, match="ARITHMETIC_OVERFLOW"):
+        list(tile_kernel.partition_rows(kernel((3,)))(iter(slim(rows))))
+    alone = [(1, cell, 0, 2**62) for cell in (5, 8, 11)]
+    assert list(
+        tile_kernel.partition_rows(kernel((3,)))(iter(slim(alone)))
+    )  # the sum of all is too large, no window is
+
+
+def test_parts_of_an_exact_sum_are_those_of_remainders() -> None:
+    draw = random.Random(SEED)
+    values = [v for v in DOUBLES if v is not None]
+    values += [math.ldexp(draw.uniform(-1, 1), draw.randint(-120, 62)) for _ in range(5000)]
+    parts = tile_kernel.exact(np.array(values))
+    columns = [np.zeros(len(values)) if part is None else part for part in parts]
+    for value, *found in zip(values, *columns, strict=True):
+        small = abs(value) < 2.0**58
+        inside = value if small else 0.0
+        remainders = [(28, 4), (-4, 36), (-36, 68)]
+        whole = [int(inside * 2.0**-28), *(int(math.fmod(inside, 2.0**a) * 2.0**b) for a, b in remainders)]
+        rest = math.fmod(value, 2.0**-68) if small else value
+        assert [int(part) for part in found[:4]] == whole
+        assert found[4] == rest or (math.isnan(rest) and math.isnan(found[4]))
+
+
+def test_ranks_order_doubles_as_spark_does_and_turn_back() -> None:
+    ordered = [-math.inf, -3e20, -1.0, -5e-324, -0.0, 0.0, 5e-324, 1.0, 3e20, math.inf, math.nan]
+    for kind, spark_type in ((np.float64, "double"), (np.float32, "float")):
+        numbers = np.array([v for v in ordered if abs(v) != 5e-324], kind)
+        ranks = tile_kernel.ranked(numbers)
+        assert (np.diff(ranks) > 0).all()
+        assert tile_kernel.unranked(ranks, spark_type).tobytes() == numbers.tobytes()

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+os.environ["PYTHONPATH"] = str(ROOT)  # for the workers, wherever this is started
 sys.path[0] = str(ROOT)  # the script's own folder has modules named as ours
 
 import duckdb  # noqa: E402 - the path comes first
