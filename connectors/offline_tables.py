@@ -31,6 +31,7 @@ from feature_defs.model import EVENT_TIME, HIDDEN, REJECTED
 
 Note = Mapping[str, Any]
 _ONE_MERGE = threading.Lock()  # what a merge says of its commit is the session's, and threads may share that
+MAINTAINED = "maintained"  # in the note of a version that maintenance made of the one before
 STAGING = "_staging"  # in a table's folder, what a merge is about to put in it
 ROWS_A_FILE = 1_000_000  # a file of rows in the order of time covers a short span, and a reader of a month skips others
 _ORDERED = ("timestamp", "string", "long", "integer", "date", "decimal")
@@ -236,20 +237,29 @@ class ParquetOfflineTable:
         return self._committed(rows, note, kept=(), after=self.version())
 
     def append(self, rows: DataFrame, note: Note, *, after: int) -> int:
+        after = self._maintained(after)
         return self._committed(rows, note, kept=self._manifest(after)["files"], after=after)
 
     def replace_span(self, rows: DataFrame, note: Note, *, span: Span, after: int) -> int:
+        after = self._maintained(after)
         kept, touched = self._parted(after, span)
         others = touched.where(f"NOT ({span.condition})")
         return self._committed(others.unionByName(rows), note, kept=kept, after=after)
 
     def merge(self, rows: DataFrame, note: Note, *, on: Sequence[str], after: int) -> int:
+        after = self._maintained(after)
         with _staged(self, rows) as staged:
             ends = staged.agg(F.unix_micros(F.min(EVENT_TIME)), F.unix_micros(F.max(EVENT_TIME))).collect()[0]
             kept, touched = self._parted(after, Span((ends[0] or 0) - 1, ends[1] or 0))
             same = [F.col(f"t.`{name}`").eqNullSafe(F.col(f"r.`{name}`")) for name in on]
             others = touched.alias("t").join(staged.select(*on).alias("r"), same, "left_anti")
             return self._committed(others.unionByName(staged), note, kept=kept, after=after)
+
+    def _maintained(self, version: int) -> int:
+        """The newest version with the same rows: maintenance changes none."""
+        while (self.version() or 0) > version and MAINTAINED in self._manifest(version + 1)["note"]:
+            version += 1
+        return version
 
     def _parted(self, version: int, span: Span) -> tuple[list[dict[str, Any]], DataFrame]:
         """The files of a version that hold nothing of the span, and the rows of the others."""

@@ -8,6 +8,7 @@ Rows that were only added can be computed alone; a file that was rewritten or re
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from connectors.lakes import joined
 
 State = Mapping[str, Any]
 FILE = "_metadata.file_name"
+_PLAIN = re.compile(r"[A-Za-z0-9._=+~-]+")
 _MOST_COMMITS = 1_000  # more are read one by one for longer than a full run would take
 
 
@@ -55,7 +57,8 @@ def _in_listing(then: Mapping[str, Any], now: Mapping[str, Any]) -> Added | None
         return None
     names = [name.rsplit("/", 1)[-1] for name in now if name not in then]
     known = {name.rsplit("/", 1)[-1] for name in then}
-    return Added(tuple(names)) if not known & set(names) and len(set(names)) == len(names) else None
+    plain = all(map(_PLAIN.fullmatch, names))  # Spark tells a file's name as in a URI, other names encoded
+    return Added(tuple(names)) if plain and not known & set(names) and len(set(names)) == len(names) else None
 
 
 def _in_log(files: FileStore, uri: str, then: State, now: State) -> Added | None:

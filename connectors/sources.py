@@ -34,6 +34,7 @@ _READ_OPTIONS = {
     "csv": {"header": "true", "enforceSchema": "false", "columnNameOfCorruptRecord": UNREADABLE, "timeZone": "UTC"},
     "json": {"columnNameOfCorruptRecord": UNREADABLE, "timeZone": "UTC"},
 }
+_GLOB = re.compile(r"[*?\[\]{}]")
 _NOTHING_THERE = ("PATH_NOT_FOUND", "UNABLE_TO_INFER_SCHEMA", "DELTA_PATH_DOES_NOT_EXIST", "DELTA_TABLE_NOT_FOUND")
 
 
@@ -95,7 +96,9 @@ def _loaded(spark: SparkSession, source: Source, uri: str, state: State) -> Data
         reader = reader.schema(_csv_schema(source, header).add(UNREADABLE, StringType()))
     elif source.format == "json":
         reader = reader.schema(_struct(source.schema or {}).add(UNREADABLE, StringType()))
-    names = [] if state.get("kind") != "files" else [name for name in state["files"] if not uri.endswith(f"/{name}")]
+    names = list(state["files"]) if state.get("kind") == "files" else []
+    if (len(names) == 1 and uri.endswith(f"/{names[0]}")) or any(map(_GLOB.search, names)):
+        names = []  # the path is the file; or Spark would take names for patterns
     return reader.option("basePath", uri).load([joined(uri, name) for name in names]) if names else reader.load(uri)
 
 

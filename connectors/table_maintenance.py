@@ -28,6 +28,7 @@ from pyspark.sql import DataFrame, SparkSession
 from connectors.file_store import FileInfo, FileStore, list_drafts
 from connectors.lakes import joined
 from connectors.offline_tables import (
+    MAINTAINED,
     STAGING,
     DeltaOfflineTable,
     Note,
@@ -40,7 +41,6 @@ from feature_defs.model import EVENT_TIME
 
 TARGET_BYTES = 128 << 20  # of a compacted file: one task's worth, few enough to list and large enough to skip within
 BUSY_US = 3_600_000_000
-MAINTAINED = "maintained"
 _CONFLICT = re.compile(r"\[DELTA_(CONCURRENT_|METADATA_CHANGED|PROTOCOL_CHANGED)")
 _VERSION = {"delta": re.compile(r"(\d{20})\.json"), "parquet": re.compile(r"(\d{8})\.json")}
 _NOT_THERE = re.compile(

@@ -22,12 +22,12 @@ from connectors.offline_tables import Note, OfflineTable, Span
 from connectors.registry import Snapshot
 from connectors.source_changes import Added, State, added_since
 from feature_defs import durations
-from feature_defs.errors import DataError
+from feature_defs.errors import DataError, UsageError
 from feature_defs.fingerprint import transform_digest
 from feature_defs.fitting import reads_other_rows
 from feature_defs.loading import load
 from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED, Entity, FeatureGroup, Source
-from feature_defs.rules import Rule
+from feature_defs.rules import Rule, Unique
 from jobs.fitting import Cleaned, clean, refuse_when_nothing_is_left, waits_for_fit
 from jobs.inputs import source_rows, state_of
 from jobs.place import Place, time_of
@@ -94,6 +94,8 @@ def _whole(place: Place, snapshot: Snapshot, group: FeatureGroup) -> str:
         return "its transform may read any row"
     if reads_other_rows(group):
         return "its cleaning reads an entity's earlier rows"
+    if any(isinstance(rule, Unique) and rule.severity != "warn" for rule in group.rules):
+        return "a rule of uniqueness reads all rows"
     if waits_for_fit(place, snapshot, group):
         return "what it fits is not fitted yet"
     return ""
@@ -310,7 +312,8 @@ def _null_until(job: _Job, work: Work) -> dict[str, int]:
 
 
 def _complete_to(job: _Job, told: _Inspected) -> _Complete:
-    oldest, newest = told.oldest or job.now, told.newest or job.now  # no row is of the past
+    oldest = job.now if told.oldest is None else told.oldest  # None: no row is of the past
+    newest = job.now if told.newest is None else told.newest
     until = _grid_end(job.group, oldest, newest, job.now) if job.group.every else job.now
     return _Complete(until, oldest, newest, pending=newest > until or told.future > 0)
 
@@ -320,41 +323,48 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
     assert work.version is not None
     assert work.complete is not None
     version, before, group = work.version, work.complete, job.group
+    job = replace(job, now=max(job.now, before.newest_us, before.until_us))  # a clock that went back takes nothing back
     edge = before.until_us if group.every else before.short_us  # up to where the source was read, if not to its end
     rows, extra = job.rows(work.added)
     good, time = _good(rows), F.unix_micros(EVENT_TIME)
     if before.begin_us is not None:
         good = good.where(after(before.begin_us))
     told = _inspected(rows, job.source, job.now)
-    newest, until, last = max(told.newest or 0, before.newest_us), job.now, None
+    newest = before.newest_us if told.newest is None else max(told.newest, before.newest_us)
+    oldest = before.oldest_us if told.oldest is None else min(told.oldest, before.oldest_us)
+    until, last = job.now, None
     late = before.pending or (told.oldest is not None and told.oldest <= before.newest_us)
     if edge is not None:
         fresh = _good(job.rows()[0]).where(after(edge))
         passed, last = fresh.agg(F.max(F.when(time <= job.now, time)), F.max(time)).collect()[0]
-        newest = max(newest, passed or 0)
+        newest = newest if passed is None else max(newest, passed)
         late = told.oldest is not None and told.oldest <= edge
         good = fresh.unionByName(good.where(~after(edge))) if late else fresh
     if group.every:
-        until = max(before.until_us, _grid_end(group, before.oldest_us, newest, job.now))
+        until = max(before.until_us, _grid_end(group, oldest, newest, job.now))
     if not told.read and not late and (until == before.until_us if group.every else last is None):
         return job.unchanged(replace(work, how=NOTHING))
     _check_writable(job, rejected=told.bad)
     complete = replace(
         before,
         until_us=until,
-        oldest_us=min(before.oldest_us, told.oldest or before.oldest_us),
+        oldest_us=oldest,
         newest_us=newest,
-        pending=max(newest, last or 0) > until or told.future > 0 or (before.pending and not group.every),
+        pending=(newest if last is None else max(newest, last)) > until
+        or told.future > 0
+        or (before.pending and not group.every),
         short_us=None,
         backfill=None,
     )
-    first = told.oldest if late and told.oldest else (edge or before.newest_us) + 1
+    first = (before.newest_us if edge is None else edge) + 1
+    if late and told.oldest is not None:
+        first = told.oldest
     cleaned = job.clean(good)
     needed = reach(cleaned.rows, cleaned.group, job.entity, first)
     kept = job.table.read_all(version)
     note = {**job.said(ADDED, complete), "runs": _runs_with_quarantine(job)}
     if before.begin_us is not None and (needed is None or needed <= before.begin_us):
-        span = Span(max(first - 1, before.begin_us), max(until, job.now))
+        span = Span(max(first - 1, before.begin_us), max(until, job.now) if group.every else _GREATEST_US)
         changed, on = _of_span(job, span, until), _row_columns(job)
         commit = _span_commit(job, span, note, version)
     else:
@@ -404,11 +414,11 @@ def _add_to_quarantine(
 ) -> None:
     """The quarantine in force with what this run rejects.
 
-    Of aggregates the feature rows in quarantine are those that the table hides, but for those made again.
+    The feature rows in quarantine are those that the table hides, but for those made again.
     """
     in_force = quarantine_in_force(job.place, job.group)
     earlier = None if in_force is None else job.place.quarantine(job.group).read(in_force)
-    if job.group.aggregates and REJECTED in kept.columns:
+    if REJECTED in kept.columns:
         earlier = None if earlier is None else earlier.where(F.col("stage") == SOURCE)
         same = [F.col(f"k.`{name}`").eqNullSafe(F.col(f"c.`{name}`")) for name in on]
         hidden = kept.where(F.col(REJECTED).isNotNull()).alias("k")
@@ -435,7 +445,7 @@ def _backfilled(job: _Job, asked: Backfill) -> ComputedGroup:
     known = job.table.note(version) if version is not None else {}
     anew = known.get("fingerprint") != job.note["fingerprint"] or "source" not in known
     if not anew:
-        job = replace(job, state=known["source"])
+        job = replace(job, state=known["source"], note={**job.note, "rules": known.get("rules")})
     rows, extra = job.rows()
     told = _inspected(rows, job.source, job.now)
     if told.read == told.bad:
@@ -443,6 +453,9 @@ def _backfilled(job: _Job, asked: Backfill) -> ComputedGroup:
     _check_writable(job, rejected=told.bad)
     whole = _complete_to(job, told)
     before = None if anew else _complete_of(known)
+    if before is not None:
+        _check_touches(job, asked, before)
+    limit = whole.until_us if before is None or before.short_us is not None else before.until_us
     done = asked.start_us
     if before is not None and before.backfill and not ended(job.place, job.group, known["run"]):
         done = before.backfill["done"] if asked.as_plain().items() <= before.backfill.items() else done
@@ -451,17 +464,29 @@ def _backfilled(job: _Job, asked: Backfill) -> ComputedGroup:
         span = Span(done, min(done + asked.chunk_us, asked.end_us))
         complete = _complete_after(job, asked, span, before, whole)
         note = {**job.said(BACKFILL, complete), "runs": [] if anew else _runs_with_quarantine(job)}
-        made = _of_span(job, span, whole.until_us if job.group.every else span.until_us)
+        made = _of_span(job, span, limit if job.group.every else span.until_us)
         features = checked(without_past(made, complete.null_until), job.rules)
         with step(f"  {time_of(span.after_us):%Y-%m-%d %H:%M} - {time_of(span.until_us):%Y-%m-%d %H:%M}"):
             parts.append(job.write(features, note, _span_commit(job, span, note, None if anew else version)))
         version, before, anew, done = parts[-1].version, complete, False, span.until_us
     written = together(parts, job.rules, version=version or 0)
     if told.bad or _may_quarantine(job):
-        features = checked(_of_span(job, _all_of(before), whole.until_us if job.group.every else job.now), job.rules)
+        made = _of_span(job, _all_of(before), limit if job.group.every else _GREATEST_US)
+        features = checked(without_past(made, before.null_until if before else None), job.rules)
         quarantine(job.place, job.group, told.bad + written.rejected, {SOURCE: rows, FEATURE: features}, note)
     keep_results(job.place, job.group, written, note, now_us=job.now)
     return job.computed(Work(BACKFILL), written, told=told, extra=extra)
+
+
+def _check_touches(job: _Job, asked: Backfill, before: _Complete) -> None:
+    """UsageError when a span would leave a hole in a table that holds only part of its source."""
+    begin, end = before.begin_us, before.short_us
+    if (begin is not None and asked.start_us < begin) or (end is not None and asked.start_us > end):
+        held = f"{'all' if begin is None else f'{time_of(begin):%Y-%m-%d %H:%M}'}"
+        held += f" to {'now' if end is None else f'{time_of(end):%Y-%m-%d %H:%M}'}"
+        problem = f"holds {held}, and --start {time_of(asked.start_us):%Y-%m-%d %H:%M} lies outside"
+        hint = "start within what it holds, or compute all of it with --full"
+        raise UsageError(f"FeatureGroup '{job.group.name}'", problem, hint=hint)
 
 
 def _complete_after(job: _Job, asked: Backfill, span: Span, before: _Complete | None, whole: _Complete) -> _Complete:
@@ -469,9 +494,15 @@ def _complete_after(job: _Job, asked: Backfill, span: Span, before: _Complete | 
     progress = {**asked.as_plain(), "done": span.until_us}
     if before is not None and before.short_us is None:  # a span of a table that holds more
         return replace(before, backfill=progress)
-    begin = asked.start_us if before is None else before.begin_us
-    short = span.until_us if span.until_us < max(whole.newest_us, whole.until_us) else None
-    until = min(span.until_us, whole.until_us) if job.group.every else job.now
+    begin, end = asked.start_us, span.until_us
+    if before is not None:
+        begin, end = before.begin_us or begin, max(before.short_us or end, end)
+    more = end < max(whole.newest_us, whole.until_us) or (whole.pending and not job.group.every)
+    short = end if more else None
+    until = job.now
+    if job.group.every:
+        every = durations.microseconds(job.group.every)
+        until = min(end - end % every, whole.until_us)
     return replace(whole, until_us=until, begin_us=begin, short_us=short, backfill=progress)
 
 

@@ -49,6 +49,8 @@ def source_rows(
     if source.format == GROUP_FORMAT:
         table, version = place.computed(snapshot, snapshot.definitions.groups[source.name])
         rows = table.read(version)
+        if added is not None:  # none: a table that changed is read in full
+            return declared_rows(source, rows.where(F.lit(False)), table.uri, empty=False)
         return declared_rows(source, rows, table.uri, empty=rows.isEmpty())
     if source.inputs:
         return _made(place, snapshot, source)

@@ -22,6 +22,7 @@ from feature_defs.errors import EXIT_DONE, TidemarkError, UsageError
 from feature_defs.model import EVENT_TIME, FeatureGroup
 from jobs import arguments
 from jobs.place import Place, chosen_groups, new_run, now_us
+from jobs.quality import quarantine_in_force
 from jobs.report import counted, step, table
 
 RETENTION = "7d"
@@ -102,6 +103,8 @@ def maintain(
             if target.version() is None:
                 continue
             pinned = frozenset(pin.pin.tables[path] for pin in living if path in pin.pin.tables)
+            if not sort and (in_force := quarantine_in_force(place, group)) is not None:
+                pinned |= {in_force}
             upkeep = Upkeep(pinned, moment, kept_us, run, sort, dry_run)
             try:
                 with step(f"maintain {path}"):

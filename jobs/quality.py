@@ -236,4 +236,4 @@ def quarantine_in_force(place: Place, group: FeatureGroup) -> int | None:
     if version is None or newest is None:
         return None
     runs = runs_of(place.table(group).note(version))
-    return next((number for number in range(newest, 0, -1) if target.note(number)["run"] in runs), None)
+    return next((number for number in range(newest, 0, -1) if target.note(number).get("run") in runs), None)

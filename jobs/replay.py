@@ -17,7 +17,7 @@ from typing import Any
 from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
-from connectors.offline_tables import Note
+from connectors.offline_tables import MAINTAINED, Note
 from connectors.registry import Snapshot
 from connectors.spark_errors import data_errors
 from feature_defs.errors import DataError, LakeError
@@ -140,7 +140,7 @@ def _replayed(
     run, table = new_run(), place.table(group)
     version, in_force = versions
     note = {
-        **table.note(version),  # what the table holds of its source
+        **{name: value for name, value in table.note(version).items() if name != MAINTAINED},  # what it holds
         "run": run,
         "rules": rules_digest(group),
         "verb": "replay",

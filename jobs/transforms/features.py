@@ -81,6 +81,14 @@ def changed_rows(
     near = kept if (bound := plan.reach(oldest_us)) is None else kept.where(after(bound - 1))
     tiles = tiles_of(rows, plan)
     changed = advanced_rows(near, tiles, plan, complete_us=complete_us, until_us=until_us, late=late)
+    # a sum of decimals widens with every merge; the table's type stays
+    kinds = {field.name: field.dataType for field in kept.schema.fields if field.name.startswith(HIDDEN)}
+    changed = changed.select(
+        *(
+            F.col(f"`{name}`").cast(kinds[name]).alias(name) if name in kinds else F.col(f"`{name}`")
+            for name in changed.columns
+        )
+    )
     return _evaluated(_in_order(changed, keys), group, keys), [*keys, EVENT_TIME]
 
 
@@ -105,11 +113,12 @@ def without_past(rows: DataFrame, null_until: Mapping[str, int] | None) -> DataF
 def table_rows(rows: DataFrame, group: FeatureGroup) -> DataFrame:
     """Checked rows as the table keeps them.
 
-    A row in quarantine is not kept, but for aggregates, where its tile still counts in later windows.
+    Where rules may put a row in quarantine, it stays, hidden: its tile counts in later windows, and a row that comes
+    with equal clocks is held against it.
     """
     if any(isinstance(rule, Unique) for rule in group.rules):  # rows that were gathered by their values
         rows = _in_order(rows, rows.columns[: rows.columns.index(EVENT_TIME)])
-    if group.aggregates and any(rule.severity == "quarantine" for rule in group.rules):
+    if any(rule.severity == "quarantine" for rule in group.rules):
         return rows
     return rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
 
