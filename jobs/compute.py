@@ -1,6 +1,6 @@
 """compute: sources -> offline tables.
 
-    read the source -> mark bad rows -> features -> expectations -> write the offline table, quarantine the bad rows
+    read the source -> mark bad rows -> clean -> features -> expectations -> write the offline table and the quarantine
 
 What was added to the source since the last run is found by its Delta version or list of files, which the table's note
 keeps in the same commit as the rows: so every row of the source counts once, however often a run is repeated or killed.

@@ -223,7 +223,7 @@ def _union(parts: Sequence[DataFrame]) -> DataFrame:
 def runs_of(note: Note) -> tuple[str, ...]:
     """The runs that a version of an offline table is made of: the one that wrote it, and those it built on."""
     runs: Sequence[Any] = note.get("runs", ())
-    return (str(note["run"]), *map(str, runs))
+    return (str(note.get("run", "")), *map(str, runs))
 
 
 def quarantine_in_force(place: Place, group: FeatureGroup) -> int | None:

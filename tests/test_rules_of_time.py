@@ -9,6 +9,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from connectors.offline_tables import shown
 from feature_defs import Aggregate, Entity, Feature, FeatureGroup, Service, Source
 from feature_defs.durations import DurationFault, microseconds
 from feature_defs.errors import UsageError
@@ -522,7 +523,7 @@ def test_value_computed_over_a_day_carries_the_end_of_the_day(table: Table) -> N
         "n bigint",
     )
     until = microseconds("1d") * table("d\n2026-01-02", "d date").select(F.unix_date("d")).first()[0]
-    assert_rows(feature_rows(rows, daily, customer, until_us=until), expected)
+    assert_rows(shown(feature_rows(rows, daily, customer, until_us=until)), expected)
 
 
 def test_window_is_open_at_its_start_and_closed_at_its_end(table: Table) -> None:
@@ -555,4 +556,4 @@ def test_window_is_open_at_its_start_and_closed_at_its_end(table: Table) -> None
         """,
         "n bigint, total bigint",
     )
-    assert_rows(feature_rows(rows, windowed, customer, until_us=0), expected)
+    assert_rows(shown(feature_rows(rows, windowed, customer, until_us=0)), expected)
