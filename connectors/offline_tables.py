@@ -16,7 +16,7 @@ import re
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,7 +36,11 @@ STAGING = "_staging"  # in a table's folder, what a merge is about to put in it
 ROWS_A_FILE = 250_000  # a file of rows in the order of time covers a short span, and a reader of a month skips others
 _ORDERED = ("timestamp", "string", "long", "integer", "date", "decimal")
 _MOST_CLUSTERED = 3  # more columns make files that are narrow in none
-_DELTA_CONFLICT = re.compile(r"\[DELTA_(CONCURRENT_|METADATA_CHANGED|PROTOCOL_CHANGED)")
+_PARQUET = {
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",  # INT96 has no bounds to skip by, and is slower
+    "parquet.dictionary.page.size": "65536",  # values that hardly repeat give their dictionary up early
+}
+DELTA_CONFLICT = re.compile(r"\[DELTA_(CONCURRENT_|METADATA_CHANGED|PROTOCOL_CHANGED)")
 
 
 class OfflineTable(Protocol):
@@ -90,6 +94,32 @@ def shown(rows: DataFrame) -> DataFrame:
     return kept.drop(*hidden)
 
 
+def others_than(rows: DataFrame, replaced_by: DataFrame, on: Sequence[str]) -> DataFrame:
+    """The rows that none of the other rows is equal to in these columns, where a null equals a null."""
+    same = [F.col(f"t.`{name}`").eqNullSafe(F.col(f"r.`{name}`")) for name in on]
+    return rows.alias("t").join(replaced_by.select(*on).alias("r"), same, "left_anti")
+
+
+@contextmanager
+def session_conf(spark: SparkSession, values: Mapping[str, str], *, may_refuse: bool = False) -> Iterator[None]:
+    """Settings of the session for a while. Serverless compute refuses most."""
+    before = {name: spark.conf.get(name, None) for name in values}
+    try:
+        with suppress(Exception) if may_refuse else nullcontext():
+            for name, value in values.items():
+                spark.conf.set(name, value)
+        yield
+    finally:
+        with suppress(Exception) if may_refuse else nullcontext():
+            for name, known in before.items():
+                spark.conf.unset(name) if known is None else spark.conf.set(name, known)
+
+
+def writing(spark: SparkSession) -> AbstractContextManager[None]:
+    """While Parquet files are written."""
+    return session_conf(spark, _PARQUET, may_refuse=True)
+
+
 def open_table(spark: SparkSession, uri: str, table_format: str) -> OfflineTable:
     """The table at a URI; it need not exist yet."""
     files = open_file_store(uri)
@@ -137,7 +167,7 @@ class DeltaOfflineTable:
     def replace(self, rows: DataFrame, note: Note) -> int:
         newest = self.version()
         same = newest is not None and _shape(self.read_all(newest)) == _shape(rows)
-        options = {} if same else {"overwriteSchema": "true", "delta.enableDeletionVectors": "true"}
+        options = {} if same else {"overwriteSchema": "true", **_properties(rows.schema)}
         return self._written(rows, note, after=newest, mode="overwrite", **options)
 
     def append(self, rows: DataFrame, note: Note, *, after: int) -> int:
@@ -151,15 +181,14 @@ class DeltaOfflineTable:
         into = f"MERGE INTO delta.`{self.uri}` t USING {{rows}} r ON {same}"
         # SQL has no other way to give a commit its note and its place in the row of transactions
         conf = {f"spark.databricks.delta.{name}": value for name, value in self._transaction(note, after).items()}
-        with self._refusing(), _ONE_MERGE, _staged(self, rows) as staged:
-            before = {name: self.spark.conf.get(name, None) for name in conf}
-            try:
-                for name, value in conf.items():
-                    self.spark.conf.set(name, value)
-                self.spark.sql(f"{into} WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *", rows=staged)
-            finally:
-                for name, known in before.items():
-                    self.spark.conf.unset(name) if known is None else self.spark.conf.set(name, known)
+        with (
+            self._refusing(),
+            _ONE_MERGE,
+            _staged(self, rows) as staged,
+            session_conf(self.spark, conf),
+            writing(self.spark),
+        ):
+            self.spark.sql(f"{into} WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *", rows=staged)
         return self._version_of(conf["spark.databricks.delta.commitInfo.userMetadata"], after)
 
     def _written(self, rows: DataFrame, note: Note, *, after: int | None, **options: str) -> int:
@@ -168,7 +197,7 @@ class DeltaOfflineTable:
         writer = rows.write.format("delta").mode(mode).option("maxRecordsPerFile", ROWS_A_FILE).options(**options)
         for name, value in told.items():
             writer = writer.option(name.rpartition(".")[2], value)
-        with self._refusing():
+        with self._refusing(), writing(self.spark):
             writer.save(self.uri)
         return self._version_of(told["commitInfo.userMetadata"], after)
 
@@ -185,7 +214,7 @@ class DeltaOfflineTable:
         try:
             yield
         except Exception as error:
-            if not _DELTA_CONFLICT.search(str(error)):
+            if not DELTA_CONFLICT.search(str(error)):
                 raise
             raise self._conflict() from error
 
@@ -251,8 +280,7 @@ class ParquetOfflineTable:
         with _staged(self, rows) as staged:
             ends = staged.agg(F.unix_micros(F.min(EVENT_TIME)), F.unix_micros(F.max(EVENT_TIME))).collect()[0]
             kept, touched = self._parted(after, Span((ends[0] or 0) - 1, ends[1] or 0))
-            same = [F.col(f"t.`{name}`").eqNullSafe(F.col(f"r.`{name}`")) for name in on]
-            others = touched.alias("t").join(staged.select(*on).alias("r"), same, "left_anti")
+            others = others_than(touched, staged, on)
             return self._committed(others.unionByName(staged), note, kept=kept, after=after)
 
     def _maintained(self, version: int) -> int:
@@ -276,7 +304,8 @@ class ParquetOfflineTable:
         number = (after or 0) + 1
         folder = f"data/{uuid.uuid4().hex}"
         try:
-            rows.write.option("maxRecordsPerFile", ROWS_A_FILE).parquet(joined(self.uri, folder))
+            with writing(self.spark):
+                rows.write.option("maxRecordsPerFile", ROWS_A_FILE).parquet(joined(self.uri, folder))
             data = self.data_files(folder, rows.schema)
         except BaseException:  # Ctrl-C too
             self.files.delete(joined(self.uri, folder))
@@ -323,7 +352,8 @@ def _staged(table: DeltaOfflineTable | ParquetOfflineTable, rows: DataFrame) -> 
     """The rows, computed once and kept in files until the end: a merge reads them several times."""
     uri = joined(table.uri, STAGING, uuid.uuid4().hex)
     try:
-        rows.write.parquet(uri)
+        with writing(table.spark):
+            rows.write.parquet(uri)
         yield table.spark.read.schema(rows.schema).parquet(uri)
     finally:
         table.files.delete(uri)
@@ -338,6 +368,13 @@ def clustered_by(schema: StructType) -> list[str]:
     that order already, within each task. Only types of which Delta keeps a file's least and greatest value."""
     keys = schema.fields[: schema.names.index(EVENT_TIME)]
     return [EVENT_TIME, *(key.name for key in keys if key.dataType.typeName() in _ORDERED)][:_MOST_CLUSTERED]
+
+
+def _properties(schema: StructType) -> dict[str, str]:
+    """Of a new Delta table. Least and greatest values only of what readers look for: those of all columns take as long
+    as writing the rows does."""
+    known = ",".join(f"`{name}`" for name in clustered_by(schema)) if EVENT_TIME in schema.names else ""
+    return {"delta.enableDeletionVectors": "true", **({"delta.dataSkippingStatsColumns": known} if known else {})}
 
 
 def _newest(files: FileStore, folder: str, pattern: str) -> int | None:

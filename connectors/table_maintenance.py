@@ -19,15 +19,16 @@ import json
 import math
 import re
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 
 from connectors.file_store import FileInfo, FileStore, list_drafts
 from connectors.lakes import joined
 from connectors.offline_tables import (
+    DELTA_CONFLICT,
     MAINTAINED,
     STAGING,
     DeltaOfflineTable,
@@ -35,13 +36,14 @@ from connectors.offline_tables import (
     OfflineTable,
     ParquetOfflineTable,
     clustered_by,
+    session_conf,
+    writing,
 )
 from feature_defs.errors import LakeError
 from feature_defs.model import EVENT_TIME
 
 TARGET_BYTES = 128 << 20  # of a compacted file: one task's worth, few enough to list and large enough to skip within
 BUSY_US = 3_600_000_000
-_CONFLICT = re.compile(r"\[DELTA_(CONCURRENT_|METADATA_CHANGED|PROTOCOL_CHANGED)")
 _VERSION = {"delta": re.compile(r"(\d{20})\.json"), "parquet": re.compile(r"(\d{8})\.json")}
 _NOT_THERE = re.compile(
     r"\[DELTA_(VERSION_NOT_FOUND|VERSIONS_NOT_CONTIGUOUS|LOG_FILE_NOT_FOUND|TRUNCATED_TRANSACTION_LOG"
@@ -230,7 +232,8 @@ def _commit(
     folder = f"data/{uuid.uuid4().hex}"
     target = joined(table.uri, folder)
     try:
-        rows.write.parquet(target)
+        with writing(table.spark):
+            rows.write.parquet(target)
         content = {
             **manifest,
             "files": table.data_files(folder, rows.schema),
@@ -360,7 +363,7 @@ def _readable(table: DeltaOfflineTable, versions: Collection[int]) -> tuple[dict
 def _files_or_none(table: DeltaOfflineTable, version: int) -> list[str] | None:
     """None only where Delta says that the version is not there: after any other failure nothing may be removed."""
     try:
-        with _conf(table.spark, _ANY_VERSION):
+        with session_conf(table.spark, _ANY_VERSION):
             return list(table.read_all(version).inputFiles())
     except Exception as error:
         if not _NOT_THERE.search(str(error)):
@@ -420,11 +423,11 @@ def _committed(table: DeltaOfflineTable, statement: str, upkeep: Upkeep) -> list
 
 def _noted(table: DeltaOfflineTable, statement: str, note: Note, upkeep: Upkeep) -> list[Any]:
     text = json.dumps({**note, MAINTAINED: upkeep.run})
-    with _conf(table.spark, {"spark.databricks.delta.commitInfo.userMetadata": text}):
+    with writing(table.spark), session_conf(table.spark, {"spark.databricks.delta.commitInfo.userMetadata": text}):
         try:
             return list(table.spark.sql(statement).collect())
         except Exception as error:
-            if not _CONFLICT.search(str(error)):
+            if not DELTA_CONFLICT.search(str(error)):
                 raise
             problem = "another run wrote a version meanwhile"
             raise LakeError(f"Table '{table.uri}'", problem, hint="run `tidemark maintain` again") from error
@@ -457,23 +460,10 @@ def _vacuum(
         using = f" USING INVENTORY (SELECT * FROM {inventory})"  # noqa: S608 - a name that was made here
     statement = f"VACUUM delta.`{table.uri}`{using} RETAIN {hours} HOURS"
     try:
-        with _conf(table.spark, conf):
+        with session_conf(table.spark, conf):
             if not upkeep.dry_run:
                 table.spark.sql(statement).collect()
                 return []
             return [_relative(row["path"], location) for row in table.spark.sql(f"{statement} DRY RUN").collect()]
     finally:
         table.spark.catalog.dropTempView(inventory)
-
-
-@contextlib.contextmanager
-def _conf(spark: SparkSession, values: Mapping[str, str]) -> Iterator[None]:
-    """Settings of the session for a while."""
-    before = {name: spark.conf.get(name, None) for name in values}
-    for name, text in values.items():
-        spark.conf.set(name, text)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            spark.conf.unset(name) if value is None else spark.conf.set(name, value)

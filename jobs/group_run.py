@@ -11,25 +11,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from connectors.file_store import check_writable, open_file_store
-from connectors.offline_tables import Note, OfflineTable, Span
+from connectors.offline_tables import Note, OfflineTable, Span, others_than
 from connectors.registry import Snapshot
 from connectors.source_changes import Added, State, added_since
 from feature_defs import durations
 from feature_defs.errors import DataError, UsageError
-from feature_defs.fingerprint import transform_digest
 from feature_defs.fitting import reads_other_rows
-from feature_defs.loading import load
 from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED, Entity, FeatureGroup, Source
 from feature_defs.rules import Rule, Unique
 from jobs.fitting import Cleaned, clean, refuse_when_nothing_is_left, waits_for_fit
-from jobs.inputs import source_rows, state_of
+from jobs.inputs import applied_function, source_rows, state_of
 from jobs.place import Place, time_of
 from jobs.quality import (
     FEATURE,
@@ -144,13 +141,8 @@ def compute_group(
     if options.backfill is not None:
         return _backfilled(job, options.backfill)
     work = planned(job, whole=AS_ASKED if options.full else _whole(place, snapshot, group))
-    match work.how:
-        case "full":
-            return _compute_all(job, work)
-        case "added":
-            return _add(job, work)
-        case _:
-            return job.unchanged(work)
+    steps = {FULL: _compute_all, ADDED: _add, NOTHING: _Job.unchanged}
+    return steps[work.how](job, work)
 
 
 @dataclass(frozen=True)
@@ -182,7 +174,7 @@ class _Job:
     def rows(self, added: Added | None = None) -> tuple[DataFrame, tuple[str, ...]]:
         """The source's rows with clocks and reasons for rejection, and the columns that its schema lacks."""
         raw = source_rows(self.place, self.snapshot, self.source, state=self.state, added=added)
-        transform = _transform(self.place, self.group)
+        transform = None if self.group.transform is None else applied_function(self.place, self.group)
         return prepared(raw.rows, self.source, self.entity, transform), raw.extra_columns
 
     def clean(self, good: DataFrame) -> Cleaned:
@@ -365,7 +357,8 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
     note = {**job.said(ADDED, complete), "runs": _runs_with_quarantine(job)}
     if before.begin_us is not None and (needed is None or needed <= before.begin_us):
         span = Span(max(first - 1, before.begin_us), max(until, job.now) if group.every else _GREATEST_US)
-        changed, on = _of_span(job, span, until), _row_columns(job)
+        cleaned = job.clean(_good(job.rows()[0]))
+        changed, on = _of_span(job, cleaned, span, until), _row_columns(job)
         commit = _span_commit(job, span, note, version)
     else:
         changed, on = changed_rows(
@@ -420,17 +413,14 @@ def _add_to_quarantine(
     earlier = None if in_force is None else job.place.quarantine(job.group).read(in_force)
     if REJECTED in kept.columns:
         earlier = None if earlier is None else earlier.where(F.col("stage") == SOURCE)
-        same = [F.col(f"k.`{name}`").eqNullSafe(F.col(f"c.`{name}`")) for name in on]
-        hidden = kept.where(F.col(REJECTED).isNotNull()).alias("k")
-        still = hidden.join(parts[FEATURE].select(*on).alias("c"), same, "left_anti")
+        still = others_than(kept.where(F.col(REJECTED).isNotNull()), parts[FEATURE], on)
         columns = [name for name in parts[FEATURE].columns if name in still.columns]
         parts = {**parts, FEATURE: parts[FEATURE].select(*columns).unionByName(still.select(*columns))}
     quarantine(job.place, job.group, 1, parts, note, earlier=earlier)
 
 
-def _of_span(job: _Job, span: Span, until: int) -> DataFrame:
-    """Feature rows of a span, from the source."""
-    cleaned = job.clean(_good(job.rows()[0]))
+def _of_span(job: _Job, cleaned: Cleaned, span: Span, until: int) -> DataFrame:
+    """Feature rows of a span, from all rows of the source."""
     until = min(span.until_us, until)
     return feature_rows(cleaned.rows, cleaned.group, job.entity, until_us=until, after_us=span.after_us)
 
@@ -451,6 +441,7 @@ def _backfilled(job: _Job, asked: Backfill) -> ComputedGroup:
     if told.read == told.bad:
         raise _no_good_row(rows, job.group, told)
     _check_writable(job, rejected=told.bad)
+    cleaned = job.clean(_good(rows))
     whole = _complete_to(job, told)
     before = None if anew else _complete_of(known)
     if before is not None:
@@ -464,18 +455,18 @@ def _backfilled(job: _Job, asked: Backfill) -> ComputedGroup:
         span = Span(done, min(done + asked.chunk_us, asked.end_us))
         complete = _complete_after(job, asked, span, before, whole)
         note = {**job.said(BACKFILL, complete), "runs": [] if anew else _runs_with_quarantine(job)}
-        made = _of_span(job, span, limit if job.group.every else span.until_us)
+        made = _of_span(job, cleaned, span, limit if job.group.every else span.until_us)
         features = checked(without_past(made, complete.null_until), job.rules)
         with step(f"  {time_of(span.after_us):%Y-%m-%d %H:%M} - {time_of(span.until_us):%Y-%m-%d %H:%M}"):
             parts.append(job.write(features, note, _span_commit(job, span, note, None if anew else version)))
         version, before, anew, done = parts[-1].version, complete, False, span.until_us
     written = together(parts, job.rules, version=version or 0)
     if told.bad or _may_quarantine(job):
-        made = _of_span(job, _all_of(before), limit if job.group.every else _GREATEST_US)
+        made = _of_span(job, cleaned, _all_of(before), limit if job.group.every else _GREATEST_US)
         features = checked(without_past(made, before.null_until if before else None), job.rules)
         quarantine(job.place, job.group, told.bad + written.rejected, {SOURCE: rows, FEATURE: features}, note)
     keep_results(job.place, job.group, written, note, now_us=job.now)
-    return job.computed(Work(BACKFILL), written, told=told, extra=extra)
+    return job.computed(Work(BACKFILL), written, told=told, extra=extra, cleaned=cleaned)
 
 
 def _check_touches(job: _Job, asked: Backfill, before: _Complete) -> None:
@@ -494,9 +485,10 @@ def _complete_after(job: _Job, asked: Backfill, span: Span, before: _Complete | 
     progress = {**asked.as_plain(), "done": span.until_us}
     if before is not None and before.short_us is None:  # a span of a table that holds more
         return replace(before, backfill=progress)
-    begin, end = asked.start_us, span.until_us
-    if before is not None:
-        begin, end = before.begin_us or begin, max(before.short_us or end, end)
+    begin: int | None = asked.start_us
+    end = span.until_us
+    if before is not None:  # a part of its source already
+        begin, end = before.begin_us, max(before.short_us or end, end)
     more = end < max(whole.newest_us, whole.until_us) or (whole.pending and not job.group.every)
     short = end if more else None
     until = job.now
@@ -518,17 +510,6 @@ def _span_commit(job: _Job, span: Span, note: Mapping[str, Any], version: int | 
     if version is None:
         return lambda laid: job.table.replace(laid, note)
     return lambda laid: job.table.replace_span(laid, note, span=span, after=version)
-
-
-def _transform(place: Place, group: FeatureGroup) -> Callable[[DataFrame], DataFrame] | None:
-    """The group's function from its file, only if that still says what was applied."""
-    if group.transform is None:
-        return None
-    written = load(Path(place.settings.definitions)).groups.get(group.name)
-    if written is None or transform_digest(written.transform) != transform_digest(group.transform):
-        problem = "its transform in the definition files is not the one that was applied"
-        raise DataError(f"FeatureGroup '{group.name}'", problem, hint="run `tidemark plan`, then `tidemark apply`")
-    return cast("Callable[[DataFrame], DataFrame]", written.transform)  # from a file it is a function, no reference
 
 
 @dataclass(frozen=True)
@@ -556,11 +537,11 @@ def _inspected(rows: DataFrame, source: Source, now: int) -> _Inspected:
     watched = [name for name in source.schema or () if source.format == "json" and name in rows.columns]
     filled = [F.count(F.col(name)).alias(f"filled_{number}") for number, name in enumerate(quoted(watched))]
     future = F.count(F.when(good & (F.unix_micros(EVENT_TIME) > now), 1))
-    read, bad, after, oldest, newest, *counts = rows.agg(
+    read, bad, later, oldest, newest, *counts = rows.agg(
         F.count("*"), F.count(REJECTED), future, F.min(past), F.max(past), *filled
     ).collect()[0]
     empty = tuple(name for name, count in zip(watched, counts, strict=True) if read and not count)
-    return _Inspected(read, bad, after, oldest, newest, empty)
+    return _Inspected(read, bad, later, oldest, newest, empty)
 
 
 def _no_good_row(rows: DataFrame, group: FeatureGroup, told: _Inspected) -> DataError:

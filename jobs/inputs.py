@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from pathlib import Path
 from typing import Any, cast
 
 from pyspark.errors import AnalysisException, ParseException
@@ -21,10 +20,10 @@ from connectors.registry import Snapshot
 from connectors.source_changes import Added, State
 from connectors.sources import UNREADABLE, SourceRows, declared_rows, read_source, source_state
 from connectors.spark_errors import data_errors
+from feature_defs.checks import subject_of
 from feature_defs.errors import DataError, UsageError, listed, near_miss
 from feature_defs.fingerprint import transform_digest
 from feature_defs.inputs import PLACEHOLDER, TABLE_PATH, made_from
-from feature_defs.loading import load
 from feature_defs.model import GROUP_FORMAT, Definitions, FeatureGroup, Source
 from jobs.named_secrets import secret
 from jobs.place import Place
@@ -106,7 +105,7 @@ def _made(place: Place, snapshot: Snapshot, source: Source) -> SourceRows:
     if source.sql is not None:
         made = queried(place.spark, source, readable)
     else:
-        made = called(_function(place, source), **readable)
+        made = called(applied_function(place, source), **readable)
     _refuse_repeated(subject, made)
     with data_errors(subject):
         told = declared_rows(source, made, f"made from {', '.join(read)}", empty=made.isEmpty())
@@ -135,12 +134,14 @@ def queried(spark: SparkSession, source: Source, inputs: Mapping[str, DataFrame]
     return found
 
 
-def _function(place: Place, source: Source) -> Callable[..., Any]:
-    """The source's function from its file, only if that still says what was applied."""
-    written = load(Path(place.settings.definitions)).sources.get(source.name)
-    if written is None or transform_digest(written.transform) != transform_digest(source.transform):
+def applied_function(place: Place, made: FeatureGroup | Source) -> Callable[..., Any]:
+    """The transform of a group or a source from its file, only if that still says what was applied."""
+    definitions = place.written()
+    is_group = isinstance(made, FeatureGroup)
+    written = definitions.groups.get(made.name) if is_group else definitions.sources.get(made.name)
+    if written is None or transform_digest(written.transform) != transform_digest(made.transform):
         problem = "its transform in the definition files is not the one that was applied"
-        raise DataError(f"Source '{source.name}'", problem, hint="run `tidemark plan`, then `tidemark apply`")
+        raise DataError(subject_of(made), problem, hint="run `tidemark plan`, then `tidemark apply`")
     return cast("Callable[..., Any]", written.transform)  # from a file it is a function, no reference
 
 

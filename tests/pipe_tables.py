@@ -15,23 +15,23 @@ from chispa.rows_comparer import assert_basic_rows_equality
 from pyspark.sql import DataFrame, Row, SparkSession
 
 from feature_defs import data_types
+from feature_defs.pipe_tables import parse
 
 # A column that a table does not declare a type for has the one that its name suggests.
 TYPES = {"event_time": "timestamp", "created_time": "timestamp"}
 
 
-def columns_and_cells(text: str) -> tuple[list[str], list[list[str]]]:
-    lines = [line for line in text.splitlines() if line.strip()]
-    header, *rows = [[cell.strip() for cell in line.split("|")] for line in lines]
-    assert all(len(row) == len(header) for row in rows), f"a row has more or fewer cells than {header}"
-    return header, rows
+def columns_and_cells(text: str) -> tuple[list[str], list[list[str | None]]]:
+    found = parse(text)
+    assert not found.ragged, f"a row has more or fewer cells than {found.columns}"
+    return list(found.columns), [list(row) for row in found.rows]
 
 
 def read_table(spark: SparkSession, text: str, types: str = "") -> DataFrame:
     """The DataFrame of a pipe table; `types` is DDL as "amount double, n bigint", other columns are strings."""
     header, rows = columns_and_cells(text)
     declared = {**TYPES, **_declared(types)}
-    values = ", ".join(f"({', '.join(map(_literal, row))})" for row in rows or [["null"] * len(header)])
+    values = ", ".join(f"({', '.join(map(_literal, row))})" for row in rows or [[None] * len(header)])
     names = ", ".join(f"`{name}`" for name in header)
     casts = [f"CAST(`{name}` AS {declared.get(name, 'string')}) AS `{name}`" for name in header]
     found = spark.sql(f"SELECT {', '.join(casts)} FROM VALUES {values} AS t({names})")
@@ -51,8 +51,8 @@ def _declared(types: str) -> dict[str, str]:
     return {name: data_types.parse(kind).spark for name, kind in pairs}
 
 
-def _literal(cell: str) -> str:
-    return "null" if cell == "null" else "'" + cell.replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _literal(cell: str | None) -> str:
+    return "null" if cell is None else "'" + cell.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def assert_rows(found: DataFrame, expected: DataFrame) -> None:

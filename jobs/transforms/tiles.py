@@ -68,13 +68,9 @@ def measure_of(aggregate: Aggregate) -> Measure:
     if aggregate.where:
         value = f"(CASE WHEN {aggregate.where}\n THEN {value} END)"
     row = AGGREGATES[aggregate.function]
-    key = (
-        row.keyed_by.format(x=value)
-        if row.keyed_by
-        else f"cast(({aggregate.by}\n) as string)"
-        if aggregate.by
-        else None
-    )
+    key = f"cast(({aggregate.by}\n) as string)" if aggregate.by else None
+    if row.keyed_by:
+        key = row.keyed_by.format(x=value)
     # of k only what a state keeps is part of it: top 3 and top 5 share their counts
     return Measure(aggregate.function, value, key, aggregate.k if "{k}" in "".join(row.merge.values()) else None)
 
@@ -156,7 +152,7 @@ def tiles_of(rows: DataFrame, plan: TilePlan) -> DataFrame:
     tiles = celled.groupBy(*by).agg(F.max(CREATED_TIME).alias(_CREATED), *map(F.expr, states))
     for measure in plan.measures:
         if measure.key:
-            tiles = _joined(tiles, _entries(celled, measure, texts, by), by)
+            tiles = tiles.join(_entries(celled, measure, texts, by), [*plan.keys, _CELL], "left")
     return tiles.select(*by, *plan.tile_columns)
 
 
@@ -181,11 +177,6 @@ def _entries(celled: DataFrame, measure: Measure, texts: dict[str, str], by: Seq
     inner = keyed.groupBy(*by, F.col(texts[measure.key or ""]).alias("k")).agg(*map(F.expr, _prepared(measure, texts)))
     entry = F.struct("k", *measure.function.prepare)
     return inner.groupBy(*by).agg(F.array_sort(F.collect_list(entry)).alias(measure.columns["e"]))
-
-
-def _joined(left: DataFrame, right: DataFrame, by: Sequence[str]) -> DataFrame:
-    """A left join in which null keys would meet; there are none: rows with one were rejected."""
-    return left.join(right, [name.strip("`") for name in by], "left")
 
 
 # tiles -> rows of the group
@@ -273,7 +264,7 @@ def _before(old: DataFrame, plan: TilePlan) -> DataFrame:
 def _one_a_cell(tiles: DataFrame, plan: TilePlan) -> DataFrame:
     """A late row's tile and the kept one of its cell become one."""
     by = [*quoted(plan.keys), _CELL]
-    merged = [f"max({name}) AS {name}" for name in (_CREATED, _life(_CREATED)) if name in tiles.columns]
+    merged = [f"max({name}) AS {name}" for name in (_FROM, _CREATED, _life(_CREATED)) if name in tiles.columns]
     states = [
         (measure, state, column)
         for measure in plan.measures
@@ -282,7 +273,7 @@ def _one_a_cell(tiles: DataFrame, plan: TilePlan) -> DataFrame:
         if column in tiles.columns
     ]
     merged += [f"{measure.merged(f'`{column}`', state)} AS `{column}`" for measure, state, column in states]
-    joined = tiles.groupBy(*by).agg(F.max(_FROM).alias(_FROM), *map(F.expr, merged))
+    joined = tiles.groupBy(*by).agg(*map(F.expr, merged))
     return _compacted(joined, [(measure, column) for measure, _, column in states])
 
 
