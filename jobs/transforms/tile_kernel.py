@@ -22,29 +22,24 @@ A partition holds its tiles once (8 bytes a state) and its entities (8 bytes a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 
 from feature_defs.model import CREATED_TIME, EVENT_TIME, HIDDEN, Aggregate
+from jobs.transforms.arrays import GREATEST, LEAST, Array, Partition, encoded
 from jobs.transforms.rows import quoted
 from jobs.transforms.tiles import Measure, TilePlan, group_rows, tiles_of
-
-Array = npt.NDArray[Any]
-Partition = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
 CHUNK, OUT = 1 << 21, 100_000  # rows that are reduced at once, rows of a batch that is given back
 _CELL, _CREATED = f"{HIDDEN}cell", f"{HIDDEN}created"
 _INTEGERS, _FLOATS = ("tinyint", "smallint", "int", "bigint"), ("float", "double")
 _EXACT = ("high", "middle", "low", "least", "rest")
 _FUNCTIONS = ("count", "sum", "avg", "min", "max", "variance", "stddev")
-_LEAST, _GREATEST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 _TYPES = {
     "tinyint": pa.int8(),
     "smallint": pa.int16(),
@@ -276,7 +271,7 @@ def _chunks(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
 def _tiles_of(chunk: pa.Table, kernel: Kernel) -> Tiles:
     columns = [pa.concat_arrays(column.chunks) for column in chunk.columns]
     keys, clocks, rest = columns[: kernel.keys], columns[kernel.keys : kernel.keys + 2], columns[kernel.keys + 2 :]
-    entity, entities = _encoded(keys)
+    entity, entities = encoded(keys)
     cell = clocks[0].to_numpy() // kernel.every
     old = None
     if kernel.lower is not None and cell.min() <= kernel.lower:
@@ -285,7 +280,7 @@ def _tiles_of(chunk: pa.Table, kernel: Kernel) -> Tiles:
         cell = np.maximum(cell, kernel.lower)
     order, starts = _runs(entity, cell)
     states: dict[State, Array] = {}
-    newest = _filled(clocks[1], old, _LEAST)[0]
+    newest = _filled(clocks[1], old, LEAST)[0]
     states[_NEWEST] = np.maximum.reduceat(newest[order], starts)
     arrays = iter(rest)
     for number, value in enumerate(kernel.values):
@@ -330,7 +325,7 @@ def _value_states(
         ranks = ranked(numbers)
         for state, least in (("min", True), ("max", False)):
             if state in value.states:
-                empty = _GREATEST if least else _LEAST
+                empty = GREATEST if least else LEAST
                 counted = ranks if here is None else np.where(here, ranks, empty)
                 yield state, (np.minimum if least else np.maximum).reduceat(counted, starts)
     for prefix in ("", "square_"):
@@ -377,7 +372,7 @@ def added(values: Array, starts: Array) -> Array:
     """Sums of runs of whole numbers; OverflowError when one is none of 64 bits, as Spark's sum raises."""
     total = np.add.reduceat(values, starts)
     longest = int(np.diff(starts, append=len(values)).max())
-    if longest > 1 and max(int(values.max()), -int(values.min())) * longest > _GREATEST:
+    if longest > 1 and max(int(values.max()), -int(values.min())) * longest > GREATEST:
         _check_sums(total, np.add.reduceat(values.astype(np.float64), starts))
     return total
 
@@ -413,22 +408,6 @@ def _turned(bits: Array) -> Array:
     return bits ^ ((bits >> (bits.itemsize * 8 - 1)) & np.iinfo(bits.dtype).max)
 
 
-def _encoded(keys: Sequence[pa.Array]) -> tuple[Array, tuple[pa.Array, ...]]:
-    """A number for each row's entity, and the keys of the entities."""
-    parts = [key.dictionary_encode(null_encoding="encode") for key in keys]
-    codes = [part.indices.to_numpy() for part in parts]
-    if len(parts) == 1:
-        return codes[0].astype(np.int64), (parts[0].dictionary,)
-    together = codes[0].astype(np.int64)
-    for code, part in zip(codes[1:], parts[1:], strict=True):
-        pair = pa.array(together * len(part.dictionary) + code).dictionary_encode()
-        together = pair.indices.to_numpy().astype(np.int64)
-    # any row of an entity tells its keys
-    some = np.empty(int(together.max()) + 1, np.int64)
-    some[together] = np.arange(len(together))
-    return together, tuple(part.dictionary.take(pa.array(code[some])) for code, part in zip(codes, parts, strict=True))
-
-
 def _runs(major: Array, minor: Array) -> tuple[Array, Array]:
     """The order of rows by (major, minor), then of arrival, and where each run of equal ones begins."""
     low = int(minor.min())
@@ -449,7 +428,7 @@ def _one(parts: Sequence[Tiles]) -> Tiles:
     """Partial tiles as tiles in the order (cell, keys), entities in the order of their keys."""
     offsets = np.cumsum([0, *(len(part.entities[0]) for part in parts)])
     keys = [pa.concat_arrays([part.entities[n] for part in parts]) for n in range(len(parts[0].entities))]
-    code, entities = _encoded(keys)
+    code, entities = encoded(keys)
     by = pa.table(list(entities), names=[str(n) for n in range(len(entities))])
     ascending = pc.sort_indices(by, sort_keys=[(name, "ascending") for name in by.column_names])
     rank = np.empty(len(ascending), np.int64)
@@ -502,7 +481,7 @@ class _Sum:
         self._steps, self._values, self._cells = steps, values, cells
         most = max(int(values.max()), -int(values.min()))
         # a window that may overflow is summed a second time, as doubles, that do not wrap
-        self._nearly = np.zeros(steps.entities) if most * min(cells, steps.count) > _GREATEST else None
+        self._nearly = np.zeros(steps.entities) if most * min(cells, steps.count) > GREATEST else None
 
     def step(self, cell: int) -> None:
         for at, sign in ((cell, 1), (cell - self._cells, -1)):
@@ -563,7 +542,7 @@ class _Extreme:
 
     def __init__(self, steps: _Steps, values: Array, cells: int, *, least: bool) -> None:
         self._better = np.minimum if least else np.maximum
-        self._empty = _GREATEST if least else _LEAST
+        self._empty = GREATEST if least else LEAST
         self._steps, self._values, self._cells = steps, values, cells
         self._new = np.full(steps.entities, self._empty, np.int64)
         self._old: Array | None = None
@@ -603,7 +582,7 @@ Window = _Sum | _Single | _Rest | _Extreme
 def _window(steps: _Steps, state: State, values: Array, cells: int) -> Window:
     kind = _joining(state)
     if cells == 1:
-        return _Single(steps, values, {"min": _GREATEST, "max": _LEAST}.get(kind, 0))
+        return _Single(steps, values, {"min": GREATEST, "max": LEAST}.get(kind, 0))
     if kind == "rest":
         return _Rest(steps, values, cells)
     if kind == "sum":
@@ -727,7 +706,7 @@ class _Result:
                 return _arrow(self._time[rows], None, column.kind)
             case "created":
                 newest = self._of_window(_NEWEST, column.cells, rows)
-                return _arrow(newest, newest != _LEAST, column.kind)
+                return _arrow(newest, newest != LEAST, column.kind)
             case "tile":
                 return self._tile(column, rows)
             case "window":
@@ -742,7 +721,7 @@ class _Result:
         own = self._same[column.value, column.state]
         values = self._tiles[own][rows] if own in self._tiles else np.zeros(len(here), np.int64)
         if column.value < 0:
-            return _arrow(values, here & (values != _LEAST), column.kind)
+            return _arrow(values, here & (values != LEAST), column.kind)
         if column.state != "n":
             here = here & (self._tiles[self._same[column.value, "n"]][rows] > 0)
         return _arrow(_shown(values, column), here, column.kind)

@@ -1,0 +1,31 @@
+"""Rows as numpy arrays: what the partition functions share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Array = npt.NDArray[Any]
+Partition = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
+
+LEAST, GREATEST = int(np.iinfo(np.int64).min), int(np.iinfo(np.int64).max)
+
+
+def encoded(keys: Sequence[pa.Array]) -> tuple[Array, tuple[pa.Array, ...]]:
+    """A number for each row's entity, and the keys of the entities."""
+    parts = [key.dictionary_encode(null_encoding="encode") for key in keys]
+    codes = [part.indices.to_numpy() for part in parts]
+    if len(parts) == 1:
+        return codes[0].astype(np.int64), (parts[0].dictionary,)
+    together = codes[0].astype(np.int64)
+    for code, part in zip(codes[1:], parts[1:], strict=True):
+        pair = pa.array(together * len(part.dictionary) + code).dictionary_encode()
+        together = pair.indices.to_numpy().astype(np.int64)
+    # any row of an entity tells its keys
+    some = np.empty(int(together.max()) + 1, np.int64)
+    some[together] = np.arange(len(together))
+    return together, tuple(part.dictionary.take(pa.array(code[some])) for code, part in zip(codes, parts, strict=True))
