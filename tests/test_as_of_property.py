@@ -20,6 +20,7 @@ from pyspark.sql import functions as F
 
 from feature_defs import Entity, Feature, FeatureGroup
 from feature_defs.join_plan import GroupJoin, JoinPlan, TimeRules
+from jobs.joining import join_spine, kept_in_memory
 from jobs.transforms.as_of import LEAK, latest_rows, training_rows
 from jobs.transforms.features import feature_rows
 from tests import oracle
@@ -103,6 +104,34 @@ def test_join_equals_the_loops_row_for_row(spark: SparkSession, strict: bool, kn
                 row, told = answers[number, place], (number, place, joined.group, case)
                 assert tuple(row[name] for _, name in joined.columns) == (values or (None, None)), told
                 assert tuple(bool(row[LEAK + name]) for _, name in joined.columns) == leaked, told
+
+
+@pytest.mark.parametrize("known_by", ["event", "spine"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_located_rows_equal_the_loops_row_for_row(spark: SparkSession, strict: bool, known_by: str) -> None:
+    plan = JoinPlan("s", 1, GROUPS, TimeRules(strict=strict, known_by=known_by))
+    tables = {group.group: row_frame(spark) for group in GROUPS}
+    joined = join_spine(spine_frame(spark), tables, plan, keep=kept_in_memory, few=0)
+    ways = {group.group: "in line" if group.skip_nulls else "locate" for group in GROUPS}
+    assert joined.ways == ways
+    found = joined.rows.toArrow()
+    assert found.num_rows == joined.spine_rows == sum(len(case.spine) for case in cases())
+    answers = {(row["case"], row["place"]): row for row in found.to_pylist()}
+    told = {name: count for frame in joined.leaks for name, count in frame.collect()[0].asDict().items()}
+    expected_leaks: Counter[str] = Counter()
+    for group in GROUPS:
+        rules = oracle.Rules(strict, known_by, group.ttl_us, group.skip_nulls)
+        for number, case in enumerate(cases()):
+            expected = oracle.as_of(case.spine, case.rows, rules)
+            leaks = oracle.leaks(case.spine, case.rows, rules, len(FEATURES))
+            for place, (values, leaked) in enumerate(zip(expected, leaks, strict=True)):
+                row = answers[number, place]
+                told_of = (number, place, group.group, case)
+                assert tuple(row[name] for _, name in group.columns) == (values or (None, None)), told_of
+                if not group.skip_nulls:
+                    expected_leaks.update(name for (_, name), leak in zip(group.columns, leaked, strict=True) if leak)
+    assert told == dict(expected_leaks)
+    assert all(told.values())
 
 
 def test_latest_equals_the_loops(spark: SparkSession) -> None:

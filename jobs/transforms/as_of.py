@@ -3,7 +3,8 @@
     spine (keys, event_time, ...)  +  feature rows of each group  ->  spine rows in place, features behind
 
     points      distinct (keys, time) of the spine: duplicates meet the feature rows once
-    winners     points x rows in the window of time -> a struct a point, the greatest (event_time, created_time, values)
+    winners     points and rows of an entity in one line by time -> at each point the greatest row so far, as a struct
+                (event_time, created_time, values)
     result      spine left join winners: every spine row once, also with a null key or a null time
 
 Rules of time: DESIGN in docs/rules-of-time.md; each is one condition below.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from feature_defs.join_plan import GroupJoin, JoinPlan, TimeRules
@@ -21,7 +22,8 @@ from feature_defs.model import CREATED_TIME, EVENT_TIME
 from jobs.transforms.maps import entries_of, maps_again
 from jobs.transforms.rows import quoted, utc
 
-_TIME, _WINNER, _KNOWN = "_tidemark_time", "_tidemark_winner", "_tidemark_known"
+_TIME, _ARRIVAL, _POINT = "_tidemark_time", "_tidemark_arrival", "_tidemark_point"
+_WINNER, _KNOWN = "_tidemark_winner_", "_tidemark_known_"
 LEAK = "_tidemark_leak_"
 
 
@@ -45,16 +47,15 @@ def training_rows(spine: DataFrame, tables: Sequence[DataFrame], plan: JoinPlan)
 def latest_rows(rows: DataFrame, group: GroupJoin, *, now_us: int) -> DataFrame:
     """(keys, event_time, features) of each entity's newest row not after `now_us`, past its ttl or not."""
     current = entries_of(rows.where(F.col(EVENT_TIME) <= F.timestamp_micros(F.lit(now_us))), group.maps)
-    values, alive = _one_newest, F.lit(True)
-    if group.skip_nulls:
-        values = _each_newest
-        if group.ttl_us is not None:  # a value that only an expired row holds is not the entity's any more
-            alive = F.unix_micros(EVENT_TIME) >= F.lit(now_us - group.ttl_us)
+    alive = F.lit(True)
+    if group.skip_nulls and group.ttl_us is not None:  # a value that only an expired row holds is not the entity's
+        alive = F.unix_micros(EVENT_TIME) >= F.lit(now_us - group.ttl_us)
     newest = current.groupBy(*group.keys).agg(
-        F.max(EVENT_TIME).alias(EVENT_TIME), values(group.features, alive).alias(_WINNER)
+        F.max(EVENT_TIME).alias(EVENT_TIME),
+        *(F.max(F.when(alive, candidate)).alias(_WINNER + name) for name, candidate in _candidates(group).items()),
     )
-    found = newest.select(*group.keys, EVENT_TIME, *(f"{_WINNER}.{name}" for name in group.features))
-    return maps_again(found, group.maps)
+    values = (_answer(group, name, _WINNER).getField("values").getField(name).alias(name) for name in group.features)
+    return maps_again(newest.select(*group.keys, EVENT_TIME, *values), group.maps)
 
 
 def _points(spine: DataFrame, keys: Sequence[str]) -> DataFrame:
@@ -68,30 +69,58 @@ def _spine_time(spine: DataFrame, column: str) -> Column:
 
 
 def _winners(points: DataFrame, rows: DataFrame, group: GroupJoin, rules: TimeRules) -> DataFrame:
-    """(keys, time, outputs, leak flags) of the points that have a row."""
-    row_time, time = F.col(f"r.{EVENT_TIME}"), F.col(f"p.{_TIME}")
-    match = [F.col(f"p.{key}") == F.col(f"r.{key}") for key in group.keys]
-    match.append(row_time < time if rules.strict else row_time <= time)
-    if group.ttl_us is not None:
-        match.append(F.unix_micros(row_time) >= F.unix_micros(time) - F.lit(group.ttl_us))
+    """(keys, time, outputs, leak flags) of the points.
+
+    Points and rows stand in one line by time, and each point takes the greatest row so far; for what was known by then
+    in one line by arrival, a row without a created_time having arrived at its event_time.
+    """
     slim = entries_of(rows.select(*group.keys, EVENT_TIME, CREATED_TIME, *group.features), group.maps)
-    candidates = points.alias("p").join(slim.alias("r"), match, "inner")
-    columns = [*(F.col(f"p.{key}") for key in group.keys), F.col(f"p.{_TIME}")]
-    rest = [F.col(f"r.{name}") for name in (EVENT_TIME, CREATED_TIME, *group.features)]
-    # a row without a created_time is taken as known at its event_time
-    known = F.coalesce(F.col(CREATED_TIME), F.col(EVENT_TIME)) <= F.col(_TIME)
-    values = _each_newest if group.skip_nulls else _one_newest
-    answers = (
-        candidates.select(*columns, *rest)
-        .groupBy(*group.keys, _TIME)
-        .agg(values(group.features, F.lit(True)).alias(_WINNER), values(group.features, known).alias(_KNOWN))
+    time = F.col(EVENT_TIME)
+    earliest = time + F.expr("INTERVAL '0.000001' SECOND") if rules.strict else time
+    candidates = _candidates(group)
+    of_rows = slim.where(time.isNotNull()).select(
+        *group.keys,
+        time.alias(_TIME),
+        F.greatest(earliest, CREATED_TIME).alias(_ARRIVAL),
+        F.lit(0).alias(_POINT),
+        *(candidate.alias(_WINNER + name) for name, candidate in candidates.items()),
     )
+    of_points = points.select(
+        *group.keys, _TIME, F.col(_TIME).alias(_ARRIVAL), F.lit(-1 if rules.strict else 1).alias(_POINT)
+    )
+    # what arrives at the very time is known by then, whatever the bound on event_time
+    by_time, by_arrival = (
+        Window.partitionBy(*group.keys).orderBy(*order).rowsBetween(Window.unboundedPreceding, 0)
+        for order in ((_TIME, _POINT), (_ARRIVAL, F.abs(_POINT)))
+    )
+    answers = (
+        of_rows.unionByName(of_points, allowMissingColumns=True)
+        .select(
+            *group.keys,
+            _TIME,
+            _POINT,
+            *(F.max(_WINNER + name).over(by_time).alias(_WINNER + name) for name in candidates),
+            *(F.max(_WINNER + name).over(by_arrival).alias(_KNOWN + name) for name in candidates),
+        )
+        .where(f"{_POINT} != 0")
+    )
+
+    def value(feature: str, kind: str) -> Column:
+        found = _answer(group, feature, kind)
+        if group.ttl_us is not None:
+            oldest = F.unix_micros(_TIME) - F.lit(group.ttl_us)
+            found = F.when(F.unix_micros(found.getField(EVENT_TIME)) >= oldest, found)
+        return found.getField("values").getField(feature)
+
     chosen = _KNOWN if rules.known_by == "spine" else _WINNER
     found = answers.select(
         *group.keys,
         _TIME,
-        *(F.col(f"{chosen}.{feature}").alias(output) for feature, output in group.columns),
-        *(_differ(feature).alias(LEAK + output) for feature, output in group.columns),
+        *(value(feature, chosen).alias(output) for feature, output in group.columns),
+        *(
+            (~value(feature, _WINNER).eqNullSafe(value(feature, _KNOWN))).alias(LEAK + output)
+            for feature, output in group.columns
+        ),
     )
     return maps_again(found, [output for feature, output in group.columns if feature in group.maps])
 
@@ -101,19 +130,13 @@ def _ordered(features: Sequence[str]) -> Column:
     return F.struct(EVENT_TIME, CREATED_TIME, F.struct(*features).alias("values"))
 
 
-def _one_newest(features: Sequence[str], kept: Column) -> Column:
-    """The newest row's values; its nulls are the answer."""
-    return F.max(F.when(kept, _ordered(features))).getField("values")
+def _candidates(group: GroupJoin) -> dict[str, Column]:
+    """What a row offers as the answer: its values as a whole, whose nulls are the answer; or each that is not null."""
+    if not group.skip_nulls:
+        return {"": _ordered(group.features)}
+    return {name: F.when(F.col(name).isNotNull(), _ordered([name])) for name in group.features}
 
 
-def _each_newest(features: Sequence[str], kept: Column) -> Column:
-    """Each feature's newest value that is not null."""
-    newest = [
-        F.max(F.when(kept & F.col(name).isNotNull(), _ordered([name]))).getField("values").getField(name).alias(name)
-        for name in features
-    ]
-    return F.struct(*newest)
-
-
-def _differ(feature: str) -> Column:
-    return ~F.col(f"{_WINNER}.{feature}").eqNullSafe(F.col(f"{_KNOWN}.{feature}"))
+def _answer(group: GroupJoin, feature: str, kind: str) -> Column:
+    """The candidate that was chosen for a feature."""
+    return F.col(kind + (feature if group.skip_nulls else ""))

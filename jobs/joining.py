@@ -1,0 +1,97 @@
+"""How a spine meets the offline tables: which way, by the spine's size, and what is kept on the way.
+
+spine, its rows numbered        kept once: a spine that is not the same twice must not be read twice
+  few rows, or skip_nulls       as_of: points and rows in one line, of the spine's entities only
+  many rows                     locate: the answers are found in slim columns and kept, then fetched
+rows of a table                 within [oldest spine time - ttl, newest spine time]; files outside are not opened
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pyspark.sql import Column, DataFrame, Observation
+from pyspark.sql import functions as F
+
+from connectors.lakes import joined
+from connectors.offline_tables import writing
+from feature_defs.join_plan import GroupJoin, JoinPlan
+from feature_defs.model import EVENT_TIME
+from jobs.transforms.as_of import LEAK, training_rows
+from jobs.transforms.locate import Keep, fetched, leaks, located, numbered
+from jobs.transforms.rows import after, quoted, utc
+
+FEW = 100_000  # spine rows; below, steps of their own cost more than they save
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The spine's columns and the outputs, then leak flags of some; `leaks` counts those of the others, a row each."""
+
+    rows: DataFrame
+    flags: tuple[str, ...]
+    leaks: tuple[DataFrame, ...]
+    spine_rows: int
+    ways: Mapping[str, str]
+
+
+def kept_in(folder: str) -> Keep:
+    """Keep rows as files below a folder, which the caller removes: they outlive a lost executor."""
+
+    def keep(rows: DataFrame, metrics: Sequence[Column]) -> tuple[DataFrame, Mapping[str, Any]]:
+        uri, told = joined(folder, uuid.uuid4().hex), Observation()
+        with writing(rows.sparkSession):
+            rows.observe(told, *metrics).write.parquet(uri)
+        return rows.sparkSession.read.schema(rows.schema).parquet(uri), told.get
+
+    return keep
+
+
+def kept_in_memory(rows: DataFrame, metrics: Sequence[Column]) -> tuple[DataFrame, Mapping[str, Any]]:
+    """Keep rows as long as the session uses them: for a notebook, whose rows are read nobody knows when."""
+    kept = rows.persist()
+    return kept, kept.agg(*metrics).collect()[0].asDict()
+
+
+def join_spine(
+    spine: DataFrame, tables: Mapping[str, DataFrame], plan: JoinPlan, *, keep: Keep, few: int = FEW
+) -> Joined:
+    """Every spine row once, with the features as they were at its time."""
+    time = F.unix_micros(utc(F.col(EVENT_TIME), spine.schema[EVENT_TIME].dataType))
+    told = [F.count(F.lit(1)).alias("rows"), F.min(time).alias("oldest"), F.max(time).alias("newest")]
+    base, counts = keep(numbered(spine), told)
+    span = {group.group: _span(group, counts["oldest"], counts["newest"]) for group in plan.groups}
+    in_line = [group for group in plan.groups if counts["rows"] <= few or group.skip_nulls]
+    to_locate = [group for group in plan.groups if group not in in_line]
+    rows = base
+    if in_line:
+        near = [tables[group.group].where(span[group.group]) for group in in_line]
+        if counts["rows"] <= few:
+            near = [_of_entities(table, base, group) for table, group in zip(near, in_line, strict=True)]
+        rows = training_rows(base, near, replace(plan, groups=tuple(in_line)))
+    found = located(base, tables, replace(plan, groups=tuple(to_locate)), keep=keep, span=span) if to_locate else []
+    rows = fetched(rows, tables, found)
+    flags = tuple(LEAK + output for group in in_line for _, output in group.columns)
+    counted = (leaks(tables, part, n) for part in found for n in range(len(part.groups)))
+    return Joined(
+        rows=rows.select(*quoted(spine.columns), *plan.outputs, *flags),
+        flags=flags,
+        leaks=tuple(frame for frame in counted if frame is not None),
+        spine_rows=counts["rows"],
+        ways={group.group: "in line" if group in in_line else "locate" for group in plan.groups},
+    )
+
+
+def _span(group: GroupJoin, oldest: int | None, newest: int | None) -> Column:
+    if oldest is None or newest is None:  # no spine row has a time
+        return F.lit(False)
+    until = ~after(newest)
+    return until if group.ttl_us is None else until & after(oldest - group.ttl_us - 1)
+
+
+def _of_entities(table: DataFrame, spine: DataFrame, group: GroupJoin) -> DataFrame:
+    entities = spine.select(*group.keys).distinct()
+    return table.join(F.broadcast(entities), list(group.keys), "left_semi").select(*quoted(table.columns))
