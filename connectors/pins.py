@@ -28,10 +28,18 @@ class Pin:
     tables: Mapping[str, int]
     groups: tuple[str, ...]
 
-    def drafts(self) -> tuple[str, str]:
-        """Where a run that was killed may have left its dataset, new and replaced."""
+    @property
+    def work(self) -> str:
+        """Where a run keeps what it needs on the way."""
+        return self._beside("work")
+
+    def drafts(self) -> tuple[str, str, str]:
+        """What a run that was killed may have left: its dataset, new and replaced, and its work."""
+        return self._beside(), self._beside("old"), self.work
+
+    def _beside(self, *what: str) -> str:
         parent, _, name = self.dataset.rstrip("/").rpartition("/")
-        return joined(parent, f"._{name}.{self.run}"), joined(parent, f"._{name}.old.{self.run}")
+        return joined(parent, ".".join((f"._{name}", *what, self.run)))
 
 
 @dataclass(frozen=True)

@@ -176,9 +176,9 @@ def _remove_drafts(place: Place, pin: FoundPin, since_us: int, *, dry_run: bool)
     """A replaced dataset that a killed run had put aside stays when nothing took its place: it is the only one."""
     target = place.lakes.uri(pin.pin.dataset)
     files = open_file_store(target)
-    draft, replaced = (place.lakes.uri(path) for path in pin.pin.drafts())
+    draft, replaced, work = (place.lakes.uri(path) for path in pin.pin.drafts())
     count = 0
-    for uri in (draft, replaced):
+    for uri in (draft, replaced, work):
         there = files.list_files(uri)
         if not there or any(file.modified_us >= since_us for file in there):
             continue

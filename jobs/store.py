@@ -85,13 +85,18 @@ class Store:
         strict: bool = False,
         known_by: str = "event",
     ) -> DataFrame:
-        """The joined rows as a DataFrame, to go on with; `write_training_set` makes a pinned dataset of them."""
-        from jobs.training_set import join, read_spine
+        """The joined rows as a DataFrame, to go on with; `write_training_set` makes a pinned dataset of them.
+
+        What is kept on the way stays in the executors' memory or disk as long as the session lives.
+        """
+        from jobs.joining import kept_in_memory
+        from jobs.training_set import plan_dataset, read_spine
 
         snapshot, found = find_service(self.place, service)
         rows = read_spine(self.place, spine) if isinstance(spine, str) else spine
         rules = TimeRules(strict=strict, known_by=known_by)
-        return join(self.place, rows, snapshot, found, prefix=prefix, rules=rules).rows
+        planned = plan_dataset(self.place, rows, snapshot, found, prefix=prefix, rules=rules)
+        return planned.join(rows, kept_in_memory).shown
 
     def write_training_set(
         self, spine: DataFrame | str, *, service: str, out: str, **options: Any

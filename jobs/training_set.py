@@ -1,6 +1,6 @@
 """training-set: spine + service -> a dataset, every spine row once with the features as they were at its time.
 
-    read the spine -> plan the join -> pin the tables' versions -> as-of join -> write the dataset and its manifest
+    read the spine -> plan the join -> pin the tables' versions -> join -> write the dataset and its manifest
 
 The dataset appears whole or not at all. The report counts spine rows without a key or time, and the leak: cells that
 would differ had rows created after the spine time been left out.
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import or_
@@ -21,7 +23,7 @@ from pyspark.sql import functions as F
 
 from connectors.file_store import FileStore, check_writable, open_file_store
 from connectors.lakes import joined
-from connectors.offline_tables import DeltaOfflineTable
+from connectors.offline_tables import DeltaOfflineTable, writing
 from connectors.pins import DATASET_MANIFEST, Pin, write_pin
 from connectors.registry import Snapshot
 from connectors.spark_errors import data_errors
@@ -29,10 +31,11 @@ from feature_defs import data_types
 from feature_defs.errors import DataError, LakeError, UsageError, listed, near_miss
 from feature_defs.join_plan import KNOWN_BY, JoinPlan, TimeRules, plan_join
 from feature_defs.model import EVENT_TIME, OFFLINE_FORMATS, Service
+from jobs.joining import Joined, join_spine, kept_in
 from jobs.place import Place, find_service, new_run
 from jobs.report import counted, step
-from jobs.transforms.as_of import LEAK, training_rows
-from jobs.transforms.rows import quoted
+from jobs.transforms.as_of import LEAK
+from jobs.transforms.locate import Keep
 
 MANIFEST = DATASET_MANIFEST
 
@@ -69,21 +72,6 @@ class TrainingSetReport:
         return "\n".join([*lines, f"{counted(self.rows, 'row')} of {self.service} in {self.out}, {self.seconds:.1f} s"])
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A planned training set: rows with a leak flag a feature, not evaluated yet."""
-
-    flagged: DataFrame
-    spine: DataFrame
-    plan: JoinPlan
-    table_versions: dict[str, int]
-
-    @property
-    def rows(self) -> DataFrame:
-        """The spine's columns, then the features."""
-        return self.flagged.select(*quoted(self.spine.columns), *self.plan.outputs)
-
-
 def training_set(
     place: Place,
     spine: str | DataFrame,
@@ -102,8 +90,8 @@ def training_set(
     target = _Target(place, out, out_format)
     target.refuse_what_is_not_ours()
     rows = read_spine(place, spine, spine_format) if isinstance(spine, str) else spine
-    dataset = join(place, rows, snapshot, found, prefix=prefix, rules=rules)
-    plan = dataset.plan
+    planned = plan_dataset(place, rows, snapshot, found, prefix=prefix, rules=rules)
+    plan, versions = planned.plan, planned.versions
     note = {
         "verb": "training-set",
         "run": run,
@@ -111,15 +99,16 @@ def training_set(
         "spine": spine if isinstance(spine, str) else "DataFrame",
         "snapshot": snapshot.number,
         "fingerprints": {group.group: snapshot.fingerprint(group.group) for group in plan.groups},
-        "table_versions": dataset.table_versions,
+        "table_versions": versions,
         "prefix": prefix,
         "rules": asdict(plan.rules),
         "columns": [*rows.columns, *plan.outputs],
     }
-    tables = {place.table_path(snapshot.definitions.groups[name]): n for name, n in dataset.table_versions.items()}
-    write_pin(place.lakes, place.settings.offline, Pin(run, out, tables, tuple(dataset.table_versions)))
-    with step(f"training-set {found.name}"), data_errors(f"Service '{found.name}'"):
-        counts = _write(target, dataset, note)
+    tables = {place.table_path(snapshot.definitions.groups[name]): n for name, n in versions.items()}
+    pin = Pin(run, out, tables, tuple(versions))
+    write_pin(place.lakes, place.settings.offline, pin)
+    with step(f"training-set {found.name}"), data_errors(f"Service '{found.name}'"), _work(place, pin) as folder:
+        counts = _write(target, planned.join(rows, kept_in(folder)), plan, note)
     return TrainingSetReport(
         run=run,
         service=f"{found.name}@{found.version}",
@@ -128,14 +117,26 @@ def training_set(
         null_key_rows=counts["null_key"],
         null_time_rows=counts["null_time"],
         matched={output: counts[f"value_{i}"] for i, output in enumerate(plan.outputs)},
-        leaked_cells={output: counts[f"leak_{i}"] for i, output in enumerate(plan.outputs)},
-        table_versions=dataset.table_versions,
+        leaked_cells={output: counts.get(LEAK + output, 0) for output in plan.outputs},
+        table_versions=versions,
         snapshot=snapshot.number,
         seconds=round(time.monotonic() - started, 3),
     )
 
 
-def join(
+@dataclass(frozen=True)
+class Planned:
+    """What is joined: a plan, the tables' rows and their versions. No job has run."""
+
+    plan: JoinPlan
+    tables: dict[str, DataFrame]
+    versions: dict[str, int]
+
+    def join(self, spine: DataFrame, keep: Keep) -> Joined:
+        return join_spine(spine, self.tables, self.plan, keep=keep)
+
+
+def plan_dataset(
     place: Place,
     spine: DataFrame,
     snapshot: Snapshot,
@@ -143,17 +144,16 @@ def join(
     *,
     prefix: bool = False,
     rules: TimeRules | None = None,
-) -> Dataset:
-    """The as-of join of a spine and a service over the tables' newest versions; no job runs."""
+) -> Planned:
+    """A spine and a service over the tables' newest versions."""
     definitions = snapshot.definitions
     plan = plan_join(service, definitions, spine_columns=spine.columns, prefix=prefix, rules=rules)
     _check_spine(spine, plan)
-    tables, versions = [], {}
+    tables, versions = {}, {}
     for group in plan.groups:
         table, version = place.computed(snapshot, definitions.groups[group.group])
-        tables.append(table.read(version))
-        versions[group.group] = version
-    return Dataset(training_rows(spine, tables, plan), spine, plan, versions)
+        tables[group.group], versions[group.group] = table.read(version), version
+    return Planned(plan, tables, versions)
 
 
 def read_spine(place: Place, path: str, spine_format: str = "") -> DataFrame:
@@ -190,22 +190,43 @@ def _check_spine(spine: DataFrame, plan: JoinPlan) -> None:
                 raise DataError("Spine", problem, hint=f"cast the spine's column to {declared}")
 
 
-def _write(target: _Target, dataset: Dataset, note: dict[str, object]) -> dict[str, int]:
-    """Counts of the dataset, from the pass that writes it."""
-    outputs = dataset.plan.outputs
-    keys = {key for group in dataset.plan.groups for key in group.keys}
+def _write(target: _Target, found: Joined, plan: JoinPlan, note: dict[str, object]) -> dict[str, int]:
+    """Counts of the dataset, from the pass that writes it; those of leaks may need another."""
+    outputs = plan.outputs
+    keys = {key for group in plan.groups for key in group.keys}
     any_key_null = reduce(or_, (F.col(key).isNull() for key in sorted(keys)))
     observed = Observation()
-    flagged = dataset.flagged.observe(
+    rows = found.rows.observe(
         observed,
         F.count(F.lit(1)).alias("rows"),
         F.count(F.when(F.col(EVENT_TIME).isNull(), 1)).alias("null_time"),
         F.count(F.when(any_key_null, 1)).alias("null_key"),
         *(F.count(F.col(output)).alias(f"value_{i}") for i, output in enumerate(outputs)),
-        *(F.count(F.when(F.col(LEAK + output), 1)).alias(f"leak_{i}") for i, output in enumerate(outputs)),
+        *(F.count(F.when(F.col(flag), 1)).alias(flag) for flag in found.flags),
     )
-    target.write(flagged.select(*quoted(dataset.spine.columns), *outputs), note)
-    return observed.get
+
+    def finished() -> dict[str, int]:
+        counts: dict[str, int] = dict(observed.get)
+        if counts["rows"] != found.spine_rows:
+            problem = f"{found.spine_rows:,} spine rows became {counts['rows']:,}"
+            raise DataError(
+                "Spine", problem, hint="this is a fault of Tidemark's: nothing was written; please report it"
+            )
+        for frame in found.leaks:
+            counts |= {LEAK + output: count for output, count in frame.collect()[0].asDict().items()}
+        return counts
+
+    return target.write(rows.drop(*found.flags), note, finished)
+
+
+@contextmanager
+def _work(place: Place, pin: Pin) -> Iterator[str]:
+    """A folder beside the dataset for what is kept on the way."""
+    uri = place.lakes.uri(pin.work)
+    try:
+        yield uri
+    finally:
+        open_file_store(uri).delete(uri)
 
 
 class _Target:
@@ -235,19 +256,23 @@ class _Target:
         problem = f"holds {counted(len(there), 'file')} that are no training set in {self.format}"
         raise UsageError(f"Path '{self.out}'", problem, hint="choose another --out, or remove what is there")
 
-    def write(self, rows: DataFrame, note: dict[str, object]) -> None:
+    def write(self, rows: DataFrame, note: dict[str, object], finished: Callable[[], dict[str, int]]) -> dict[str, int]:
+        """Write the rows; `finished` looks at what was written, a Parquet dataset appearing only when it is content."""
         if self.format == "delta":
             self.delta.replace(rows, note)
-            return
+            return finished()
         parent, _, name = self.uri.rpartition("/")
         draft, old = joined(parent, f"._{name}.{note['run']}"), joined(parent, f"._{name}.old.{note['run']}")
         try:
-            rows.write.parquet(draft)
+            with writing(self.spark):
+                rows.write.parquet(draft)
+            counts = finished()
             self.files.create(joined(draft, MANIFEST), json.dumps(note, indent=1).encode())
             self._swap(draft, old)
         finally:
             self.files.delete(draft)
         self.files.delete(old)
+        return counts
 
     def _swap(self, draft: str, old: str) -> None:
         """Put the finished draft in place of what is there; when that fails, what was there comes back."""

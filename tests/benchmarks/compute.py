@@ -16,10 +16,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -38,7 +34,7 @@ from connectors.file_store import local_path  # noqa: E402
 from feature_defs import Aggregate, Entity, Expectation, Feature, FeatureGroup, Source  # noqa: E402
 from jobs.compute import compute  # noqa: E402
 from jobs.place import Place  # noqa: E402
-from jobs.settings import OnlineSettings, Settings, SparkSettings  # noqa: E402
+from tests.benchmarks.common import place_in, progress, rounded, seconds, watched_memory  # noqa: E402
 from tests.lab import register  # noqa: E402
 
 ENTITIES, DAYS, ROUNDS = 200_000, 30, 3
@@ -47,7 +43,6 @@ DAY_US = 86_400_000_000
 WINDOWS = (1, 7, 30)
 FUNCTIONS = ("count", "sum", "min", "max")
 NAMES = [f"{function}_{days}d" for function in FUNCTIONS for days in WINDOWS]
-MEMORY = "3g"  # of the JVM; with its Python workers it stays within 4 GiB
 
 
 def events(folder: Path, rows: int, *, first_day: int = 0, days: int = DAYS, hot: float = 0.0) -> None:
@@ -88,28 +83,6 @@ RULES = [
     Expectation(f"{name}_{number}", f"{name} IS NULL OR {name} >= {-1 - number}")
     for number, name in enumerate((NAMES * 2)[:20])
 ]
-
-
-def place_in(folder: Path) -> Place:
-    conf = {
-        "spark.driver.memory": MEMORY,
-        "spark.driver.host": "127.0.0.1",
-        "spark.log.level": "OFF",
-        "spark.ui.enabled": "false",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.sql.shuffle.partitions": "8",
-        "spark.databricks.delta.snapshotPartitions": "2",
-        "spark.local.dir": str(folder / "spark"),
-    }
-    return Place(
-        Settings(
-            name="benchmark",
-            definitions=str(folder),
-            lakes={name: f"file://{folder}/{name}" for name in ("raw", "features", "work")},
-            online=OnlineSettings(kind="none"),
-            spark=SparkSettings(master="local[2]", conf=conf),
-        )
-    )
 
 
 # the same in plain engines
@@ -168,45 +141,6 @@ def row_hash(engine: Any, files: str) -> tuple[int, int]:
 
 
 # measuring
-
-
-def seconds(action: Callable[[], object]) -> float:
-    started = time.monotonic()
-    action()
-    return time.monotonic() - started
-
-
-@contextmanager
-def watched_memory() -> Iterator[list[float]]:
-    """The most that this process and all below it held at once, in GiB; 0 where /proc does not tell."""
-    peak, stop = [0.0], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.5):
-            peak[0] = max(peak[0], _resident(os.getpid()) / 2**30)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _resident(root: int) -> int:
-    parents, sizes = {}, {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(entry.name)], sizes[int(entry.name)] = int(fields[1]), int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-    below, found = {root}, True
-    while found:
-        found = {pid for pid, parent in parents.items() if parent in below} - below
-        below |= found
-    return sum(sizes.get(pid, 0) for pid in below)
 
 
 def files_of(place: Place, name: str) -> str:
@@ -289,17 +223,7 @@ def measured(folder: Path, rows: int) -> dict[str, Any]:
         "peak_memory_gib": peak[0],
         "seconds": {**median, "spark_sql": plain, "increment": statistics.median(increments)},
     }
-    return {name: _rounded(value) for name, value in told.items()}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _rounded(inner) for name, inner in value.items()}
-    return round(value, 3) if isinstance(value, float) else value
-
-
-def progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    return {name: rounded(value) for name, value in told.items()}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+"""What the benchmarks share: a place of their own, times, memory, and the last line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.place import Place
+from jobs.settings import OnlineSettings, Settings, SparkSettings
+
+MEMORY = "3g"  # of the JVM; with its Python workers it stays within 4 GiB
+
+
+def place_in(folder: Path) -> Place:
+    conf = {
+        "spark.driver.memory": MEMORY,
+        "spark.driver.host": "127.0.0.1",
+        "spark.log.level": "OFF",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.shuffle.partitions": "8",
+        "spark.databricks.delta.snapshotPartitions": "2",
+        "spark.local.dir": str(folder / "spark"),
+    }
+    return Place(
+        Settings(
+            name="benchmark",
+            definitions=str(folder),
+            lakes={name: f"file://{folder}/{name}" for name in ("raw", "features", "work")},
+            online=OnlineSettings(kind="none"),
+            spark=SparkSettings(master="local[2]", conf=conf),
+        )
+    )
+
+
+def seconds(action: Callable[[], object]) -> float:
+    started = time.monotonic()
+    action()
+    return time.monotonic() - started
+
+
+@contextmanager
+def watched_memory() -> Iterator[list[float]]:
+    """The most that this process and all below it held at once, in GiB; 0 where /proc does not tell."""
+    peak, stop = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            peak[0] = max(peak[0], _resident(os.getpid()) / 2**30)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _resident(root: int) -> int:
+    parents, sizes = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(entry.name)], sizes[int(entry.name)] = int(fields[1]), int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+    below, found = {root}, True
+    while found:
+        found = {pid for pid, parent in parents.items() if parent in below} - below
+        below |= found
+    return sum(sizes.get(pid, 0) for pid in below)
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: rounded(inner) for name, inner in value.items()}
+    return round(value, 3) if isinstance(value, float) else value
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
