@@ -21,7 +21,7 @@ from connectors.offline_tables import writing
 from feature_defs.join_plan import GroupJoin, JoinPlan
 from feature_defs.model import EVENT_TIME
 from jobs.transforms.as_of import LEAK, training_rows
-from jobs.transforms.locate import Keep, fetched, leaks, located, numbered
+from jobs.transforms.locate import Keep, Leaks, fetched, located, numbered
 from jobs.transforms.rows import after, quoted, utc
 
 FEW = 100_000  # spine rows; below, steps of their own cost more than they save
@@ -29,11 +29,11 @@ FEW = 100_000  # spine rows; below, steps of their own cost more than they save
 
 @dataclass(frozen=True)
 class Joined:
-    """The spine's columns and the outputs, then leak flags of some; `leaks` counts those of the others, a row each."""
+    """The spine's columns and the outputs, then leak flags of some; `leaks` tells of the others."""
 
     rows: DataFrame
     flags: tuple[str, ...]
-    leaks: tuple[DataFrame, ...]
+    leaks: tuple[Leaks, ...]
     spine_rows: int
     ways: Mapping[str, str]
 
@@ -77,13 +77,12 @@ def join_spine(
             near = [_of_entities(table, base, group) for table, group in zip(near, in_line, strict=True)]
         rows = training_rows(base, near, replace(plan, groups=tuple(in_line)))
     found = located(base, tables, replace(plan, groups=tuple(to_locate)), keep=keep, span=span) if to_locate else []
-    rows = fetched(rows, tables, found)
+    rows, told_leaks = fetched(rows, tables, found)
     flags = tuple(LEAK + output for group in in_line for _, output in group.columns)
-    counted = (leaks(tables, part, n) for part in found for n in range(len(part.groups)))
     return Joined(
         rows=rows.select(*quoted(spine.columns), *plan.outputs, *flags),
         flags=flags,
-        leaks=tuple(frame for frame in counted if frame is not None),
+        leaks=told_leaks,
         spine_rows=counts["rows"],
         ways={group.group: "in line" if group in in_line else "locate" for group in plan.groups},
     )

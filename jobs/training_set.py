@@ -212,8 +212,8 @@ def _write(target: _Target, found: Joined, plan: JoinPlan, note: dict[str, objec
             raise DataError(
                 "Spine", problem, hint="this is a fault of Tidemark's: nothing was written; please report it"
             )
-        for frame in found.leaks:
-            counts |= {LEAK + output: count for output, count in frame.collect()[0].asDict().items()}
+        for leaks in found.leaks:
+            counts |= {LEAK + output: count for output, count in leaks.counts().items()}
         return counts
 
     return target.write(rows.drop(*found.flags), note, finished)

@@ -106,9 +106,13 @@ def test_join_equals_the_loops_row_for_row(spark: SparkSession, strict: bool, kn
                 assert tuple(bool(row[LEAK + name]) for _, name in joined.columns) == leaked, told
 
 
+@pytest.mark.parametrize("most_seen", [0, 20_000], ids=["leaks counted by a query", "leaks seen in passing"])
 @pytest.mark.parametrize("known_by", ["event", "spine"])
 @pytest.mark.parametrize("strict", [False, True])
-def test_located_rows_equal_the_loops_row_for_row(spark: SparkSession, strict: bool, known_by: str) -> None:
+def test_located_rows_equal_the_loops_row_for_row(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch, strict: bool, known_by: str, most_seen: int
+) -> None:
+    monkeypatch.setattr("jobs.transforms.locate._MOST_SEEN", most_seen)
     plan = JoinPlan("s", 1, GROUPS, TimeRules(strict=strict, known_by=known_by))
     tables = {group.group: row_frame(spark) for group in GROUPS}
     joined = join_spine(spine_frame(spark), tables, plan, keep=kept_in_memory, few=0)
@@ -117,7 +121,7 @@ def test_located_rows_equal_the_loops_row_for_row(spark: SparkSession, strict: b
     found = joined.rows.toArrow()
     assert found.num_rows == joined.spine_rows == sum(len(case.spine) for case in cases())
     answers = {(row["case"], row["place"]): row for row in found.to_pylist()}
-    told = {name: count for frame in joined.leaks for name, count in frame.collect()[0].asDict().items()}
+    told = {name: count for leaks in joined.leaks for name, count in leaks.counts().items()}
     expected_leaks: Counter[str] = Counter()
     for group in GROUPS:
         rules = oracle.Rules(strict, known_by, group.ttl_us, group.skip_nulls)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Observation
 from pyspark.sql import functions as F
 from pyspark.sql.types import BooleanType, LongType, StructField, StructType
 
@@ -31,13 +31,17 @@ from jobs.transforms.maps import entries_of, maps_again
 from jobs.transforms.rows import after, quoted, utc
 
 ROW = "_tidemark_row"  # the number of a spine row
-_PACKED, _OTHER, _HASH, _TIME, _CREATED = (f"_tidemark_{name}" for name in ("packed", "other", "hash", "time", "made"))
+_PACKED, _OTHER, _HASH, _TIME, _CREATED, _SEEN = (
+    f"_tidemark_{name}" for name in ("packed", "other", "hash", "time", "made", "seen")
+)
 # of each group: the clocks of the row that answers, those of the row that would by the other rule, and two flags
 _COLUMNS = {
     "time": LongType(), "created": LongType(), "would_time": LongType(), "would_created": LongType(),
     "differs": BooleanType(), "twin": BooleanType(),
 }  # fmt: skip
 _BROADCAST = 4_000_000  # rows of 40 bytes; more are shuffled, with the wide rows
+_MOST_SEEN = 20_000  # spine rows of which the driver is told
+_HASH_OF_NULL = 42
 
 Keep = Callable[[DataFrame, Sequence[Column]], tuple[DataFrame, Mapping[str, Any]]]
 """Keeps rows, and tells what these aggregates of them are."""
@@ -146,26 +150,82 @@ def _packed(time: Column, tag: int) -> Column:
 # located -> values
 
 
-def fetched(spine: DataFrame, tables: Mapping[str, DataFrame], found: Sequence[Located]) -> DataFrame:
-    """The numbered rows with the outputs of the groups that were located behind."""
+@dataclass(frozen=True)
+class Leaks:
+    """Of one group's features, the cells that the other rule of `known_by` would fill otherwise.
+
+    Few are looked at in the pass that fetches: `seen`, hashes of both rows' values. More are counted by a query.
+    """
+
+    outputs: tuple[str, ...]
+    seen: Observation | None = None
+    query: DataFrame | None = None
+
+    def counts(self) -> dict[str, int]:
+        """How many for each output; of what was seen only after the fetched rows were written."""
+        if self.query is not None:
+            return dict(self.query.collect()[0].asDict())
+        found: dict[int, Sequence[int]] = (
+            {row[ROW]: row["hashes"] for row in self.seen.get["seen"]} if self.seen else {}
+        )
+        none = [_HASH_OF_NULL] * len(self.outputs)
+        pairs = [(found.get(row, none), found.get(-1 - row, none)) for row in {max(row, -1 - row) for row in found}]
+        return {output: sum(ours[i] != theirs[i] for ours, theirs in pairs) for i, output in enumerate(self.outputs)}
+
+
+def fetched(
+    spine: DataFrame, tables: Mapping[str, DataFrame], found: Sequence[Located]
+) -> tuple[DataFrame, tuple[Leaks, ...]]:
+    """The numbered rows with the outputs of the groups that were located behind; and what there is to tell of leaks."""
+    leaks = []
     for part in found:
         for n, group in enumerate(part.groups):
-            values = _values(part, n, tables[group.group], "time", "created")
-            outputs = [F.col(f"`{feature}`").alias(output) for feature, output in group.columns]
-            spine = spine.join(values.select(ROW, *outputs), ROW, "left")
-    return spine
+            told, table = part.found[n], tables[group.group]
+            outputs = tuple(output for _, output in group.columns)
+            wanted = _wanted(part, n, "")
+            if 0 < told.differs <= _MOST_SEEN:
+                wanted = wanted.unionAll(_wanted(part, n, "would_"))
+            values = _values(part, n, table, wanted)
+            if 0 < told.differs <= _MOST_SEEN:
+                leaks.append(Leaks(outputs, seen=Observation()))
+                values = _observed(values, group, leaks[-1])
+            elif told.differs:
+                leaks.append(Leaks(outputs, query=_differing(part, n, table)))
+            named = [F.col(f"`{feature}`").alias(output) for feature, output in group.columns]
+            spine = spine.join(values.select(ROW, *named), ROW, "left")
+    return spine, tuple(leaks)
 
 
-def leaks(tables: Mapping[str, DataFrame], part: Located, n: int) -> DataFrame | None:
-    """One row: of each feature, how many cells would differ by the other rule; None where no row is another."""
-    group, differs = part.groups[n], F.col(_name("differs", n)).isNotNull()
-    if not part.found[n].differs:
-        return None
-    some = Located(part.rows.where(differs), part.groups, part.found)
-    ours = _values(some, n, tables[group.group], "time", "created")
-    others = _values(some, n, tables[group.group], "would_time", "would_created")
-    ours, others = (entries_of(rows, group.maps).alias(name) for rows, name in ((ours, "o"), (others, "w")))
-    both = ours.join(others, F.col(f"o.{ROW}") == F.col(f"w.{ROW}"), "full")
+def _wanted(part: Located, n: int, other: str) -> DataFrame:
+    """(number, keys, clocks) of the rows that answer; or that would by the other rule, by another number."""
+    rows = part.rows.where(F.col(_name(f"{other}time", n)).isNotNull())
+    return rows.select(
+        (F.lit(-1) - F.col(ROW) if other else F.col(ROW)).alias(ROW),
+        *part.groups[n].keys,
+        F.col(_name(f"{other}time", n)).alias(_TIME),
+        F.col(_name(f"{other}created", n)).alias(_CREATED),
+        F.col(_name("differs", n)).alias(_SEEN),
+    )
+
+
+def _observed(values: DataFrame, group: GroupJoin, leaks: Leaks) -> DataFrame:
+    assert leaks.seen is not None
+    hashed = [
+        F.xxhash64(F.sort_array(F.map_entries(f"`{name}`")) if name in group.maps else F.col(f"`{name}`"))
+        for name in group.features
+    ]
+    pair = F.struct(F.col(ROW), F.array(*hashed).alias("hashes"))
+    return values.observe(leaks.seen, F.collect_list(F.when(F.col(_SEEN), pair)).alias("seen"))
+
+
+def _differing(part: Located, n: int, table: DataFrame) -> DataFrame:
+    """One row: of each output, how many cells would differ."""
+    group = part.groups[n]
+    ours, others = (
+        entries_of(_values(part, n, table, _wanted(part, n, other).where(_SEEN)), group.maps)
+        for other in ("", "would_")
+    )
+    both = ours.alias("o").join(others.alias("w"), F.col(f"o.{ROW}") == F.lit(-1) - F.col(f"w.{ROW}"), "full")
     return both.agg(
         *(
             F.count(F.when(~F.col(f"o.`{feature}`").eqNullSafe(F.col(f"w.`{feature}`")), 1)).alias(output)
@@ -174,20 +234,16 @@ def leaks(tables: Mapping[str, DataFrame], part: Located, n: int) -> DataFrame |
     )
 
 
-def _values(part: Located, n: int, table: DataFrame, time: str, created: str) -> DataFrame:
-    """(number, features) of the rows with these clocks. Of twins the greatest by its values."""
+def _values(part: Located, n: int, table: DataFrame, wanted: DataFrame) -> DataFrame:
+    """(number, features, seen) of the rows with the wanted keys and clocks. Of twins the greatest by its values."""
     group, told = part.groups[n], part.found[n]
-    keys = group.keys
-    wanted = part.rows.where(F.col(_name(time, n)).isNotNull()).select(
-        ROW, *keys, F.col(_name(time, n)).alias(_TIME), F.col(_name(created, n)).alias(_CREATED)
-    )
     wide = table.where(after(told.oldest_us - 1) & ~after(told.newest_us)).select(
-        *keys,
+        *group.keys,
         F.unix_micros(EVENT_TIME).alias(_TIME),
         F.unix_micros(CREATED_TIME).alias(_CREATED),
         *quoted(group.features),
     )
-    clocks = [*keys, _TIME, _CREATED]
+    clocks = [*group.keys, _TIME, _CREATED]
     hashed = F.xxhash64(*clocks).alias(_HASH)
     wide, wanted = wide.select("*", hashed).alias("t"), wanted.select("*", hashed).alias("l")
     # one number is looked up several times faster than several columns, which are compared where it is found: an
@@ -198,10 +254,10 @@ def _values(part: Located, n: int, table: DataFrame, time: str, created: str) ->
         if name == _CREATED:
             here, there = (F.coalesce(column, F.lit(LEAST)) for column in (here, there))
         same = same & here.between(there, there)
-    rows = wide.join(F.broadcast(wanted) if told.rows <= _BROADCAST else wanted, same).select(
-        f"l.{ROW}", *(f"t.{name}" for name in quoted(group.features))
-    )
+    met = wide.join(F.broadcast(wanted) if told.rows <= _BROADCAST else wanted, same)
+    rows = met.select(f"l.{ROW}", *(f"t.{name}" for name in quoted(group.features)), f"l.{_SEEN}")
     if not told.twins:
         return rows
     greatest = F.max(F.struct(*quoted(group.features))).alias("values")
-    return maps_again(entries_of(rows, group.maps).groupBy(ROW).agg(greatest).select(ROW, "values.*"), group.maps)
+    one = entries_of(rows, group.maps).groupBy(ROW, _SEEN).agg(greatest).select(ROW, "values.*", _SEEN)
+    return maps_again(one, group.maps)
