@@ -44,6 +44,7 @@ _CSV = {"header": "true", "escape": '"', "ignoreLeadingWhiteSpace": "false", "ig
 CSV_WRITTEN = {**_CSV, **_TIMES}
 _CSV_READ = {**CSV_WRITTEN, "multiLine": "true"}
 _NO_CSV = ("map", "array", "struct", "binary")
+_NO_DELTA = set(" ,;{}()\n\t=")
 _NUMBERS = ("boolean", "tinyint", "smallint", "int", "bigint", "float", "double", "decimal")
 Batch = npt.NDArray[np.float64] | tuple[npt.NDArray[np.float64], npt.NDArray[Any]]
 
@@ -173,6 +174,8 @@ def numbers(batch: pa.RecordBatch, path: str, label: str | None) -> Batch:
 def _floats(column: pa.Array) -> npt.NDArray[np.float64]:
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
+    if pa.types.is_decimal(column.type):  # Arrow's own way to a double is off in the last bit
+        column = column.cast(pa.string())
     found: npt.NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return found
 
@@ -202,9 +205,12 @@ def types_of(rows: DataFrame) -> dict[str, str]:
     return {field.name: field.dataType.simpleString() for field in rows.schema.fields}
 
 
-def check_csv(rows: DataFrame, subject: str) -> None:
-    """DataError when a column's values are no text that a csv file could hold."""
+def check_columns_of(dataset_format: str, rows: DataFrame, subject: str) -> None:
+    """DataError when a column is nothing that files of the format could hold."""
     for name, kind in types_of(rows).items():
-        if kind.partition("<")[0] in _NO_CSV:
+        if dataset_format == "csv" and kind.partition("<")[0] in _NO_CSV:
             hint = "leave it out of the service or the spine, or use --format parquet"
             raise DataError(subject, f"column '{name}' is {kind}, which csv cannot hold", hint=hint)
+        if dataset_format == "delta" and set(name) & _NO_DELTA:
+            problem = f"column '{name}' has a character that Delta takes in no name: one of space , ; {{ }} ( ) ="
+            raise DataError(subject, problem, hint="rename it in the spine, or use --format parquet")

@@ -32,7 +32,7 @@ from feature_defs.join_plan import KNOWN_BY, JoinPlan, TimeRules, plan_join
 from feature_defs.model import EVENT_TIME, Service
 from feature_defs.splits import SPLIT, Part, parse_splits
 from jobs.arguments import named_columns
-from jobs.datasets import CSV_WRITTEN, DATASET_FORMATS, check_csv, types_of
+from jobs.datasets import CSV_WRITTEN, DATASET_FORMATS, check_columns_of, types_of
 from jobs.place import Place, find_service, new_run
 from jobs.report import counted, step
 from jobs.spines import SPINE_FORMATS, Spine, SpineWords, check_spine, open_spine
@@ -127,8 +127,7 @@ def training_set(
     given = open_spine(place, spine, found, snapshot.definitions, words=words, parts=parts, now=now)
     dataset = join(place, given.rows, snapshot, found, prefix=prefix, rules=rules)
     plan = dataset.plan
-    if out_format == "csv":
-        check_csv(given.restored(dataset.flagged, plan.outputs), f"Service '{found.name}'")
+    check_columns_of(out_format, given.restored(dataset.flagged, plan.outputs), f"Dataset '{out}'")
     note = {
         "verb": "training-set",
         "run": run,
