@@ -42,7 +42,8 @@ _TIMES = {
 # As other programs read csv: quotes doubled, not escaped by a backslash; spaces around text kept.
 _CSV = {"header": "true", "escape": '"', "ignoreLeadingWhiteSpace": "false", "ignoreTrailingWhiteSpace": "false"}
 CSV_WRITTEN = {**_CSV, **_TIMES}
-_CSV_READ = {**CSV_WRITTEN, "multiLine": "true"}
+# Spark takes a quoted empty text for null as long as null is an empty text, too.
+_CSV_READ = {**CSV_WRITTEN, "multiLine": "true", "nullValue": "\x01", "emptyValue": ""}
 _NO_CSV = ("map", "array", "struct", "binary")
 _NO_DELTA = set(" ,;{}()\n\t=")
 _NUMBERS = ("boolean", "tinyint", "smallint", "int", "bigint", "float", "double", "decimal")

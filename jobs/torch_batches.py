@@ -31,6 +31,6 @@ class TorchBatches(IterableDataset):  # type: ignore[misc]  # torch ships with t
         for batch in dataclasses.replace(self.files, files=mine).batches(self.rows, columns):
             found = numbers(batch, self.files.path, self.label)
             if isinstance(found, tuple):
-                yield tuple(torch.from_numpy(part).to(torch.float32) for part in found)
+                yield tuple(torch.tensor(part, dtype=torch.float32) for part in found)
             else:
-                yield torch.from_numpy(found).to(torch.float32)
+                yield torch.tensor(found, dtype=torch.float32)
