@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 DIST   := dist
+LOCKED := spark embedded adls hdfs test dev
 NAME   :=
 ARGS   :=
 
@@ -58,10 +59,11 @@ java:
 	    [ "$${found:-0}" -ge 17 ] || \
 	    echo 'Java 17 is missing: apt-get install openjdk-17-jre-headless | brew install openjdk@17'
 
-lock:  ## resolve setup.py, all extras, to requirements.lock; ARGS=--upgrade for newer versions
+# The extras of LOCKED: all but torch, whose wheels are gigabytes and whose right build depends on the machine.
+lock:  ## resolve setup.py with its extras to requirements.lock; ARGS=--upgrade for newer versions
 	@uv=$$(command -v uv) || { uv=build/lock/bin/uv; \
 	    [ -x "$$uv" ] || { $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install --quiet uv; }; }; \
-	    "$$uv" pip compile setup.py --all-extras --universal --python-version 3.10 --generate-hashes \
+	    "$$uv" pip compile setup.py $(LOCKED:%=--extra %) --universal --python-version 3.10 --generate-hashes \
 	    --no-emit-index-url --custom-compile-command 'make lock' --quiet --output-file requirements.lock $(ARGS)
 	@rm -rf tidemark.egg-info
 	@echo "requirements.lock: $$(grep -c '^[a-z0-9]' requirements.lock) pins"

@@ -1,7 +1,8 @@
 """What Tidemark ships and what it needs. Build settings and tool settings are in pyproject.toml.
 
 The package names are generic, so they are listed, never found: the wheel's top level is feature_defs, connectors and
-jobs and nothing else. `make lock` turns the requirements below, all extras, into requirements.lock.
+jobs and nothing else. `make lock` turns the requirements below, with all extras but torch, into
+requirements.lock.
 """
 
 import re
@@ -34,6 +35,9 @@ EXTRAS = {
     ],
     "hdfs": [
         "hdfs",  # WebHDFS in plain Python, so that the registry needs neither Java nor libhdfs
+    ],
+    "torch": [
+        "torch",  # Dataset.torch; not in the lock: gigabytes, and which build is right depends on the machine
     ],
     "test": [
         "pytest",

@@ -164,11 +164,12 @@ class DeltaOfflineTable:
         text = info.get("userMetadata") or "{}"
         return dict(json.loads(text)) if text.startswith("{") else {}
 
-    def replace(self, rows: DataFrame, note: Note) -> int:
+    def replace(self, rows: DataFrame, note: Note, *, partition_by: Sequence[str] = ()) -> int:
+        """As any table's; `partition_by` gives each value of these columns a folder."""
         newest = self.version()
-        same = newest is not None and _shape(self.read_all(newest)) == _shape(rows)
+        same = newest is not None and not partition_by and _shape(self.read_all(newest)) == _shape(rows)
         options = {} if same else {"overwriteSchema": "true", **_properties(rows.schema)}
-        return self._written(rows, note, after=newest, mode="overwrite", **options)
+        return self._written(rows, note, after=newest, mode="overwrite", partition_by=partition_by, **options)
 
     def append(self, rows: DataFrame, note: Note, *, after: int) -> int:
         return self._written(rows, note, after=after, mode="append")
@@ -191,10 +192,13 @@ class DeltaOfflineTable:
             self.spark.sql(f"{into} WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *", rows=staged)
         return self._version_of(conf["spark.databricks.delta.commitInfo.userMetadata"], after)
 
-    def _written(self, rows: DataFrame, note: Note, *, after: int | None, **options: str) -> int:
+    def _written(
+        self, rows: DataFrame, note: Note, *, after: int | None, partition_by: Sequence[str] = (), **options: str
+    ) -> int:
         mode = options.pop("mode")
         told = self._transaction(note, after)
         writer = rows.write.format("delta").mode(mode).option("maxRecordsPerFile", ROWS_A_FILE).options(**options)
+        writer = writer.partitionBy(*partition_by)
         for name, value in told.items():
             writer = writer.option(name.rpartition(".")[2], value)
         with self._refusing(), writing(self.spark):

@@ -41,3 +41,15 @@ def key_values(pairs: list[str], known: list[str]) -> dict[str, str]:
         hint = (near_miss(unknown[0], known) if unknown else "") + f"write {' '.join(f'{k}=...' for k in known)}"
         raise UsageError("Option --entity", "; ".join(told), hint=hint)
     return found
+
+
+def named_columns(pairs: list[str]) -> dict[str, str]:
+    """`customer_id=cust_ref` pairs: an entity's key and the spine's column for it, each key once."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, _, column = pair.partition("=")
+        if not key or not column or key in found:
+            problem = f"key '{key}' is given twice" if key in found else f"'{pair}' is not KEY=COLUMN"
+            raise UsageError("Option --key", problem, hint="write --key customer_id=cust_ref, once for each key")
+        found[key] = column
+    return found

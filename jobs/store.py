@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from feature_defs.join_plan import TimeRules
+from feature_defs.model import EVENT_TIME
 from jobs.apply import ApplyReport, apply
 from jobs.check import CheckReport, check
 from jobs.deprecate import DeprecateReport, deprecate
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
     from jobs.compute import ComputeReport
+    from jobs.datasets import Dataset
     from jobs.generate import GenerateReport
     from jobs.maintain import MaintainReport
     from jobs.materialize import MaterializeReport
@@ -78,32 +81,42 @@ class Store:
 
     def training_set(
         self,
-        spine: DataFrame | str,
+        spine: object,
         *,
         service: str,
+        keys: Mapping[str, str] | None = None,
+        event_time: str = EVENT_TIME,
+        labels: Sequence[str] = (),
+        allow_future: bool = False,
         prefix: bool = False,
         strict: bool = False,
         known_by: str = "event",
     ) -> DataFrame:
         """The joined rows as a DataFrame, to go on with; `write_training_set` makes a pinned dataset of them.
 
-        What is kept on the way stays in the executors' memory or disk as long as the session lives.
+        The spine is a lake path, a Spark or pandas DataFrame, or a pyarrow Table.
         """
-        from jobs.joining import kept_in_memory
-        from jobs.training_set import plan_dataset, read_spine
+        from jobs.spines import SpineWords, open_spine
+        from jobs.training_set import join
 
         snapshot, found = find_service(self.place, service)
-        rows = read_spine(self.place, spine) if isinstance(spine, str) else spine
+        words = SpineWords("", keys or {}, event_time, labels, allow_future)
+        given = open_spine(self.place, spine, found, snapshot.definitions, words=words)
         rules = TimeRules(strict=strict, known_by=known_by)
-        planned = plan_dataset(self.place, rows, snapshot, found, prefix=prefix, rules=rules)
-        return planned.join(rows, kept_in_memory).shown
+        dataset = join(self.place, given.rows, snapshot, found, prefix=prefix, rules=rules)
+        return given.restored(dataset.rows, dataset.plan.outputs)
 
-    def write_training_set(
-        self, spine: DataFrame | str, *, service: str, out: str, **options: Any
-    ) -> TrainingSetReport:
+    def write_training_set(self, spine: object, *, service: str, out: str, **options: Any) -> TrainingSetReport:
+        """`options` are those of `jobs.training_set.training_set`: out_format, keys, labels, splits, gap, ..."""
         from jobs.training_set import training_set
 
         return training_set(self.place, spine, service=service, out=out, **options)
+
+    def open_dataset(self, path: str, *, split: str | None = None, version: int | None = None) -> Dataset:
+        """A training set to read: .spark(), .pandas(), .arrow(), .batches(), .numpy_batches(), .torch()."""
+        from jobs.datasets import open_dataset
+
+        return open_dataset(self.place, path, split=split, version=version)
 
     def materialize(self, *groups: str, now: datetime.datetime | None = None) -> MaterializeReport:
         from jobs.materialize import materialize

@@ -1,41 +1,43 @@
 """training-set: spine + service -> a dataset, every spine row once with the features as they were at its time.
 
-    read the spine -> plan the join -> pin the tables' versions -> join -> write the dataset and its manifest
+    read the spine -> plan the join -> pin the tables' versions -> as-of join -> write the dataset and its manifest
 
-The dataset appears whole or not at all. The report counts spine rows without a key or time, and the leak: cells that
-would differ had rows created after the spine time been left out.
+A spine is a table, csv or json; --split cuts the dataset by time into parts, each in a folder of its own. The dataset
+appears whole or not at all. The report counts spine rows without a key or time, and the leak: cells that would differ
+had rows created after the spine time been left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import reduce
 from operator import or_
 
-from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
 from connectors.file_store import FileStore, check_writable, open_file_store
 from connectors.lakes import joined
-from connectors.offline_tables import DeltaOfflineTable, writing
+from connectors.offline_tables import ROWS_A_FILE, DeltaOfflineTable, writing
 from connectors.pins import DATASET_MANIFEST, Pin, write_pin
 from connectors.registry import Snapshot
 from connectors.spark_errors import data_errors
-from feature_defs import data_types
-from feature_defs.errors import DataError, LakeError, UsageError, listed, near_miss
+from feature_defs.errors import LakeError, UsageError
 from feature_defs.join_plan import KNOWN_BY, JoinPlan, TimeRules, plan_join
-from feature_defs.model import EVENT_TIME, OFFLINE_FORMATS, Service
-from jobs.joining import Joined, join_spine, kept_in
+from feature_defs.model import EVENT_TIME, Service
+from feature_defs.splits import SPLIT, Part, parse_splits
+from jobs.arguments import named_columns
+from jobs.datasets import CSV_WRITTEN, DATASET_FORMATS, check_columns_of, types_of
 from jobs.place import Place, find_service, new_run
 from jobs.report import counted, step
-from jobs.transforms.as_of import LEAK
-from jobs.transforms.locate import Keep
+from jobs.spines import SPINE_FORMATS, Spine, SpineWords, check_spine, open_spine
+from jobs.transforms.as_of import LEAK, training_rows
+from jobs.transforms.rows import quoted
 
 MANIFEST = DATASET_MANIFEST
 
@@ -56,9 +58,15 @@ class TrainingSetReport:
     snapshot: int
     seconds: float
     exit_code: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
+    gap_rows: int = 0
+    outside_rows: int = 0
 
     def text(self) -> str:
         lines = [f"  {name}: {counted(n, 'row')} with a value" for name, n in self.matched.items()]
+        if self.splits:
+            parts = ", ".join(f"{name} {n:,}" for name, n in self.splits.items())
+            lines.append(f"  parts: {parts}; left out: {self.gap_rows:,} between parts, {self.outside_rows:,} outside")
         if self.null_key_rows:
             lines.append(f"  warning: {counted(self.null_key_rows, 'spine row')} with a null key: features are null")
         if self.null_time_rows:
@@ -72,43 +80,72 @@ class TrainingSetReport:
         return "\n".join([*lines, f"{counted(self.rows, 'row')} of {self.service} in {self.out}, {self.seconds:.1f} s"])
 
 
+@dataclass(frozen=True)
+class Dataset:
+    """A planned training set: rows with a leak flag a feature, not evaluated yet."""
+
+    flagged: DataFrame
+    spine: DataFrame
+    plan: JoinPlan
+    table_versions: dict[str, int]
+
+    @property
+    def rows(self) -> DataFrame:
+        """The spine's columns, then the features."""
+        return self.flagged.select(*quoted(self.spine.columns), *self.plan.outputs)
+
+
 def training_set(
     place: Place,
-    spine: str | DataFrame,
+    spine: object,
     *,
     service: str,
     out: str,
     out_format: str = "parquet",
     spine_format: str = "",
+    keys: Mapping[str, str] | None = None,
+    event_time: str = EVENT_TIME,
+    labels: Sequence[str] = (),
+    allow_future: bool = False,
+    splits: Sequence[str] | Mapping[str, str] = (),
+    gap: str | None = None,
     prefix: bool = False,
     rules: TimeRules | None = None,
+    now: datetime.datetime | None = None,
 ) -> TrainingSetReport:
-    """Build a training set at the logical path `out`; one that is there is replaced, anything else refused."""
+    """Build a training set at the logical path `out`; one that is there is replaced, anything else refused.
+
+    The spine is a lake path, a Spark or pandas DataFrame, or a pyarrow Table.
+    """
     started = time.monotonic()
     run = new_run()
+    parts = parse_splits(splits, gap)
+    words = SpineWords(spine_format, keys or {}, event_time, labels, allow_future)
     snapshot, found = find_service(place, service)
     target = _Target(place, out, out_format)
     target.refuse_what_is_not_ours()
-    rows = read_spine(place, spine, spine_format) if isinstance(spine, str) else spine
-    planned = plan_dataset(place, rows, snapshot, found, prefix=prefix, rules=rules)
-    plan, versions = planned.plan, planned.versions
+    given = open_spine(place, spine, found, snapshot.definitions, words=words, parts=parts, now=now)
+    dataset = join(place, given.rows, snapshot, found, prefix=prefix, rules=rules)
+    plan = dataset.plan
+    check_columns_of(out_format, given.restored(dataset.flagged, plan.outputs), f"Dataset '{out}'")
     note = {
         "verb": "training-set",
         "run": run,
         "service": f"{found.name}@{found.version}",
-        "spine": spine if isinstance(spine, str) else "DataFrame",
+        "spine": given.path,
         "snapshot": snapshot.number,
         "fingerprints": {group.group: snapshot.fingerprint(group.group) for group in plan.groups},
-        "table_versions": versions,
+        "table_versions": dataset.table_versions,
         "prefix": prefix,
         "rules": asdict(plan.rules),
-        "columns": [*rows.columns, *plan.outputs],
+        "columns": [*given.columns, *plan.outputs],
+        "features": list(plan.outputs),
+        **_told_of(given, words, parts),
     }
-    tables = {place.table_path(snapshot.definitions.groups[name]): n for name, n in versions.items()}
-    pin = Pin(run, out, tables, tuple(versions))
-    write_pin(place.lakes, place.settings.offline, pin)
-    with step(f"training-set {found.name}"), data_errors(f"Service '{found.name}'"), _work(place, pin) as folder:
-        counts = _write(target, planned.join(rows, kept_in(folder)), plan, note)
+    tables = {place.table_path(snapshot.definitions.groups[name]): n for name, n in dataset.table_versions.items()}
+    write_pin(place.lakes, place.settings.offline, Pin(run, out, tables, tuple(dataset.table_versions)))
+    with step(f"training-set {found.name}"), data_errors(f"Service '{found.name}'"):
+        counts = _write(target, dataset, given, note)
     return TrainingSetReport(
         run=run,
         service=f"{found.name}@{found.version}",
@@ -117,26 +154,23 @@ def training_set(
         null_key_rows=counts["null_key"],
         null_time_rows=counts["null_time"],
         matched={output: counts[f"value_{i}"] for i, output in enumerate(plan.outputs)},
-        leaked_cells={output: counts.get(LEAK + output, 0) for output in plan.outputs},
-        table_versions=versions,
+        leaked_cells={output: counts[f"leak_{i}"] for i, output in enumerate(plan.outputs)},
+        table_versions=dataset.table_versions,
         snapshot=snapshot.number,
         seconds=round(time.monotonic() - started, 3),
+        splits={part.name: counts[f"part_{i}"] for i, part in enumerate(parts)},
+        gap_rows=given.gap_rows,
+        outside_rows=given.outside_rows,
     )
 
 
-@dataclass(frozen=True)
-class Planned:
-    """What is joined: a plan, the tables' rows and their versions. No job has run."""
-
-    plan: JoinPlan
-    tables: dict[str, DataFrame]
-    versions: dict[str, int]
-
-    def join(self, spine: DataFrame, keep: Keep) -> Joined:
-        return join_spine(spine, self.tables, self.plan, keep=keep)
+def _told_of(given: Spine, words: SpineWords, parts: Sequence[Part]) -> dict[str, object]:
+    """What the manifest says of a spine and its parts beyond the plain case."""
+    version = {"spine_version": given.version} if given.version is not None else {}
+    return {**version, **words.as_plain(), **({"splits": [part.as_plain() for part in parts]} if parts else {})}
 
 
-def plan_dataset(
+def join(
     place: Place,
     spine: DataFrame,
     snapshot: Snapshot,
@@ -144,99 +178,45 @@ def plan_dataset(
     *,
     prefix: bool = False,
     rules: TimeRules | None = None,
-) -> Planned:
-    """A spine and a service over the tables' newest versions."""
+) -> Dataset:
+    """The as-of join of a spine and a service over the tables' newest versions; no job runs."""
     definitions = snapshot.definitions
     plan = plan_join(service, definitions, spine_columns=spine.columns, prefix=prefix, rules=rules)
-    _check_spine(spine, plan)
-    tables, versions = {}, {}
+    check_spine(spine, plan)
+    tables, versions = [], {}
     for group in plan.groups:
         table, version = place.computed(snapshot, definitions.groups[group.group])
-        tables[group.group], versions[group.group] = table.read(version), version
-    return Planned(plan, tables, versions)
+        tables.append(table.read(version))
+        versions[group.group] = version
+    return Dataset(training_rows(spine, tables, plan), spine, plan, versions)
 
 
-def read_spine(place: Place, path: str, spine_format: str = "") -> DataFrame:
-    uri = place.lakes.uri(path)
-    if not spine_format:
-        files = open_file_store(uri).list_files(joined(uri, "_delta_log"))
-        spine_format = "delta" if files else "parquet"
-    try:
-        with data_errors(f"Spine '{path}'"):
-            return place.spark.read.format(spine_format).load(uri)
-    except AnalysisException as error:
-        hint = "check the path, or name its format with --spine-format"
-        raise DataError(f"Spine '{path}'", f"there is no {spine_format} data at {uri}", hint=hint) from error
-
-
-def _check_spine(spine: DataFrame, plan: JoinPlan) -> None:
-    types = {field.name: field.dataType.simpleString() for field in spine.schema.fields}
-    if EVENT_TIME not in types:
-        hint = near_miss(EVENT_TIME, types) + f"rename the spine's time column to {EVENT_TIME}"
-        raise DataError("Spine", f"has no column '{EVENT_TIME}' ({listed(types)})", hint=hint)
-    if types[EVENT_TIME] not in ("timestamp", "timestamp_ntz", "date"):
-        problem = f"{EVENT_TIME} is {types[EVENT_TIME]}, expected timestamp or date"
-        raise DataError("Spine", problem, hint="cast it; a naive time is taken as UTC")
-    for group in plan.groups:
-        for key, text in zip(group.keys, group.key_types, strict=True):
-            declared = data_types.parse(text).spark
-            if key not in types:
-                hint = near_miss(key, types) + "rename the spine's column to the entity's key"
-                raise DataError(
-                    "Spine", f"has no key column '{key}' of group '{group.group}' ({listed(types)})", hint=hint
-                )
-            if types[key] != declared and (types[key], declared) != ("int", "bigint"):
-                problem = f"key '{key}' is {types[key]}, group '{group.group}' declares {declared}"
-                raise DataError("Spine", problem, hint=f"cast the spine's column to {declared}")
-
-
-def _write(target: _Target, found: Joined, plan: JoinPlan, note: dict[str, object]) -> dict[str, int]:
-    """Counts of the dataset, from the pass that writes it; those of leaks may need another."""
-    outputs = plan.outputs
-    keys = {key for group in plan.groups for key in group.keys}
+def _write(target: _Target, dataset: Dataset, given: Spine, note: dict[str, object]) -> dict[str, int]:
+    """Counts of the dataset, from the pass that writes it."""
+    outputs = dataset.plan.outputs
+    keys = {key for group in dataset.plan.groups for key in group.keys}
     any_key_null = reduce(or_, (F.col(key).isNull() for key in sorted(keys)))
     observed = Observation()
-    rows = found.rows.observe(
+    flagged = dataset.flagged.observe(
         observed,
         F.count(F.lit(1)).alias("rows"),
         F.count(F.when(F.col(EVENT_TIME).isNull(), 1)).alias("null_time"),
         F.count(F.when(any_key_null, 1)).alias("null_key"),
         *(F.count(F.col(output)).alias(f"value_{i}") for i, output in enumerate(outputs)),
-        *(F.count(F.when(F.col(flag), 1)).alias(flag) for flag in found.flags),
+        *(F.count(F.when(F.col(LEAK + output), 1)).alias(f"leak_{i}") for i, output in enumerate(outputs)),
+        *(F.count(F.when(F.col(SPLIT) == part.name, 1)).alias(f"part_{i}") for i, part in enumerate(given.parts)),
     )
-
-    def finished() -> dict[str, int]:
-        counts: dict[str, int] = dict(observed.get)
-        if counts["rows"] != found.spine_rows:
-            problem = f"{found.spine_rows:,} spine rows became {counts['rows']:,}"
-            raise DataError(
-                "Spine", problem, hint="this is a fault of Tidemark's: nothing was written; please report it"
-            )
-        for leaks in found.leaks:
-            counts |= {LEAK + output: count for output, count in leaks.counts().items()}
-        return counts
-
-    return target.write(rows.drop(*found.flags), note, finished)
-
-
-@contextmanager
-def _work(place: Place, pin: Pin) -> Iterator[str]:
-    """A folder beside the dataset for what is kept on the way."""
-    uri = place.lakes.uri(pin.work)
-    try:
-        yield uri
-    finally:
-        open_file_store(uri).delete(uri)
+    target.write(given.restored(flagged, outputs), note, split=bool(given.parts))
+    return observed.get
 
 
 class _Target:
-    """Where a training set goes: a Delta table's next version, or a Parquet folder that appears by a rename."""
+    """Where a training set goes: a Delta table's next version, or a folder of files that appears by a rename."""
 
     def __init__(self, place: Place, out: str, out_format: str) -> None:
-        if out_format not in OFFLINE_FORMATS:
-            raise UsageError(
-                "Option --format", f"'{out_format}' is not known", hint=f"use {' or '.join(OFFLINE_FORMATS)}"
-            )
+        if out_format not in DATASET_FORMATS:
+            hint = f"use one of {', '.join(DATASET_FORMATS)}"
+            raise UsageError("Option --format", f"'{out_format}' is not known", hint=hint)
         self.spark, self.out, self.format = place.spark, out, out_format
         self.uri = place.lakes.uri(out)
         self.files: FileStore = open_file_store(self.uri)
@@ -251,28 +231,31 @@ class _Target:
             return
         if self.format == "delta" and version is not None and self.delta.note(version).get("verb") == "training-set":
             return
-        if self.format == "parquet" and any(file.path == MANIFEST for file in there):
-            return
+        if self.format != "delta" and any(file.path == MANIFEST for file in there):
+            manifest = json.loads(self.files.read(joined(self.uri, MANIFEST)))
+            if manifest.get("format", "parquet") == self.format:
+                return
         problem = f"holds {counted(len(there), 'file')} that are no training set in {self.format}"
         raise UsageError(f"Path '{self.out}'", problem, hint="choose another --out, or remove what is there")
 
-    def write(self, rows: DataFrame, note: dict[str, object], finished: Callable[[], dict[str, int]]) -> dict[str, int]:
-        """Write the rows; `finished` looks at what was written, a Parquet dataset appearing only when it is content."""
+    def write(self, rows: DataFrame, note: dict[str, object], *, split: bool = False) -> None:
+        """The rows and their note; with a split, each part in a folder `split=NAME`."""
+        note = {**note, "format": self.format, "types": types_of(rows)}
+        parts = [SPLIT] if split else []
         if self.format == "delta":
-            self.delta.replace(rows, note)
-            return finished()
+            self.delta.replace(rows, note, partition_by=parts)
+            return
         parent, _, name = self.uri.rpartition("/")
         draft, old = joined(parent, f"._{name}.{note['run']}"), joined(parent, f"._{name}.old.{note['run']}")
+        writer = rows.write.option("maxRecordsPerFile", ROWS_A_FILE).partitionBy(*parts)
         try:
             with writing(self.spark):
-                rows.write.parquet(draft)
-            counts = finished()
+                writer.format(self.format).options(**(CSV_WRITTEN if self.format == "csv" else {})).save(draft)
             self.files.create(joined(draft, MANIFEST), json.dumps(note, indent=1).encode())
             self._swap(draft, old)
         finally:
             self.files.delete(draft)
         self.files.delete(old)
-        return counts
 
     def _swap(self, draft: str, old: str) -> None:
         """Put the finished draft in place of what is there; when that fails, what was there comes back."""
@@ -295,11 +278,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--service", required=True, metavar="NAME[@VERSION]", help="the service whose features to join")
     parser.add_argument("--out", required=True, metavar="PATH", help="lake://NAME/path of the dataset")
     parser.add_argument(
-        "--format", choices=OFFLINE_FORMATS, default="parquet", help="of the dataset (default: parquet)"
+        "--format", choices=DATASET_FORMATS, default="parquet", help="of the dataset (default: parquet)"
+    )
+    parser.add_argument("--spine-format", choices=SPINE_FORMATS, default="", help="of the spine (default: as found)")
+    parser.add_argument(
+        "--key", dest="keys", action="append", default=[], metavar="KEY=COLUMN",
+        help="the spine's column for a key of an entity, may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--event-time", default=EVENT_TIME, metavar="COLUMN", help="the spine's time column (default: event_time)"
     )
     parser.add_argument(
-        "--spine-format", choices=("delta", "parquet"), default="", help="of the spine (default: as found)"
-    )
+        "--label", dest="labels", action="append", default=[], metavar="COLUMN",
+        help="a label of the spine: no feature may read such a column; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--allow-future", action="store_true", help="take spine rows with a time in the future")
+    parser.add_argument(
+        "--split", dest="splits", action="append", default=[], metavar="NAME=START..END",
+        help="a part of the dataset by time, END not included; may be given several times, in the\norder of time",
+    )  # fmt: skip
+    parser.add_argument("--gap", metavar="7d", help="leave out rows for so long behind the end of a part")
     parser.add_argument("--prefix", action="store_true", help="name features GROUP__FEATURE")
     parser.add_argument("--strict", action="store_true", help="leave out a feature row exactly at the spine time")
     parser.add_argument(
@@ -315,6 +313,12 @@ def run(place: Place, args: argparse.Namespace) -> TrainingSetReport:
         out=args.out,
         out_format=args.format,
         spine_format=args.spine_format,
+        keys=named_columns(args.keys),
+        event_time=args.event_time,
+        labels=args.labels,
+        allow_future=args.allow_future,
+        splits=args.splits,
+        gap=args.gap,
         prefix=args.prefix,
         rules=TimeRules(strict=args.strict, known_by=args.known_by),
     )

@@ -129,6 +129,8 @@ def test_dataset_manifest_and_report_in_parquet_and_delta_also_when_made_again(r
                 kept = open_table(ready.spark, ready.lakes.uri(out), "delta")
                 note = dict(kept.note(kept.version() or 0))
                 assert note.pop("commit")
+            assert list(note.pop("types")) == expected(table).columns
+            assert (note.pop("format"), note.pop("features")) == (out_format, list(report.matched))
             assert note == {
                 "verb": "training-set",
                 "run": report.run,
@@ -176,8 +178,8 @@ def test_path_that_holds_anything_else_is_refused_and_left_alone(ready: Place, t
     for out, out_format in [("mine", "parquet"), ("mine", "delta"), ("table", "delta"), ("ours", "delta")]:
         with pytest.raises(UsageError, match=f"no training set in {out_format}.*\nHint: choose another --out"):
             training_set(ready, "lake://raw/spine", service="churn", out=f"lake://work/{out}", out_format=out_format)
-    with pytest.raises(UsageError, match="use delta or parquet"):
-        training_set(ready, "lake://raw/spine", service="churn", out="lake://work/new", out_format="csv")
+    with pytest.raises(UsageError, match="use one of delta, parquet, csv"):
+        training_set(ready, "lake://raw/spine", service="churn", out="lake://work/new", out_format="orc")
     assert files_in(ready, "work") == before
 
 
