@@ -100,6 +100,11 @@ class Store:
 
         return training_set(self.place, spine, service=service, out=out, **options)
 
+    def replay_training_set(self, path: str, *, out: str, out_format: str = "parquet") -> TrainingSetReport:
+        from jobs.rebuild import rebuild
+
+        return rebuild(self.place, path, out=out, out_format=out_format)
+
     def materialize(self, *groups: str, now: datetime.datetime | None = None) -> MaterializeReport:
         from jobs.materialize import materialize
 
