@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
     from jobs.compute import ComputeReport
+    from jobs.diff import DiffReport
     from jobs.generate import GenerateReport
     from jobs.maintain import MaintainReport
     from jobs.materialize import MaterializeReport
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from jobs.replay import ReplayReport
     from jobs.testing import CasesReport
     from jobs.training_set import TrainingSetReport
+    from jobs.why import WhyReport
 
 
 class Store:
@@ -104,6 +106,16 @@ class Store:
         from jobs.rebuild import rebuild
 
         return rebuild(self.place, path, out=out, out_format=out_format)
+
+    def diff(self, left: str, right: str, *, examples: int = 3, values: bool = False) -> DiffReport:
+        from jobs.diff import diff
+
+        return diff(self.place, left, right, examples=examples, values=values)
+
+    def why(self, dataset: str, feature: str, row: dict[str, str], *, at: datetime.datetime | None = None) -> WhyReport:
+        from jobs.why import why
+
+        return why(self.place, dataset, feature, row, at=at)
 
     def materialize(self, *groups: str, now: datetime.datetime | None = None) -> MaterializeReport:
         from jobs.materialize import materialize
