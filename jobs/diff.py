@@ -25,13 +25,17 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 DIFFERENT = 1
+ONLY_LEFT, ONLY_RIGHT = "(only left)", "(only right)"  # no feature has such a name
 _LEFT, _RIGHT, _SIDE, _HASH = "_tidemark_left", "_tidemark_right", "_tidemark_side", "_tidemark_hash"
 _NUMBER, _FEATURE, _RANK = "_tidemark_number", "_tidemark_feature", "_tidemark_rank"
 
 
 @dataclass(frozen=True)
 class ChangedCell:
-    """A cell that differs: the row's keys and event_time; the values only where they were asked for."""
+    """A cell that differs: the row's keys and event_time; the values only where they were asked for.
+
+    A row that only one side has stands under ONLY_LEFT or ONLY_RIGHT.
+    """
 
     feature: str
     row: dict[str, Any]
@@ -163,7 +167,8 @@ def _compared(first: FoundDataset, second: FoundDataset, *, examples: int, value
     changed = {name: int(counts[f"changed_{i}"]) for i, name in enumerate(features)}
     keys = [name for name in first.manifest.keys if name in identity]
     shown_columns = [*keys, *([EVENT_TIME] if EVENT_TIME in identity else [])]
-    cells = _examples(matched, changed, shown_columns, most=examples, values=values)
+    alone = {ONLY_LEFT: counts["only_left"], ONLY_RIGHT: counts["only_right"]}
+    cells = _examples(matched, {**changed, **alone}, shown_columns, most=examples, values=values)
     return {
         "columns_added": tuple(f"{name} {kind}" for name, kind in kinds[1].items() if name not in kinds[0]),
         "columns_removed": tuple(f"{name} {kind}" for name, kind in kinds[0].items() if name not in kinds[1]),
@@ -256,7 +261,7 @@ def _differs(number: int) -> Any:
 def _examples(
     matched: DataFrame, changed: dict[str, int], row: list[str], *, most: int, values: bool
 ) -> tuple[ChangedCell, ...]:
-    """The first changed cells of each feature in the order of time and keys; one job for all features."""
+    """The first changed cells of each feature, and rows of one side, by time and keys; one job for all."""
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
@@ -266,7 +271,9 @@ def _examples(
     numbers = [number for number, name in enumerate(names) if changed[name]]
     if not numbers or not most:
         return ()
-    which = F.array_compact(F.array(*(F.when(_differs(number), F.lit(number)) for number in numbers)))
+    alone = {ONLY_LEFT: F.col(_RIGHT).isNull(), ONLY_RIGHT: F.col(_LEFT).isNull()}
+    differs = {number: alone[names[number]] if names[number] in alone else _differs(number) for number in numbers}
+    which = F.array_compact(F.array(*(F.when(found, F.lit(number)) for number, found in differs.items())))
     cells = matched.where(F.size(which) > 0).withColumn(_FEATURE, F.explode(which))
     order = [*quoted([*(name for name in row if name == EVENT_TIME), *row]), _NUMBER]
     ranked = cells.withColumn(_RANK, F.row_number().over(Window.partitionBy(_FEATURE).orderBy(*order)))
@@ -275,7 +282,9 @@ def _examples(
     told = []
     for cell in sorted(found, key=lambda one: (one[_FEATURE], one[_RANK])):
         number = cell[_FEATURE]
-        pair = (cell[_LEFT][f"v{number}"], cell[_RIGHT][f"v{number}"]) if values else None
+        pair = None
+        if values and names[number] not in alone:
+            pair = (cell[_LEFT][f"v{number}"], cell[_RIGHT][f"v{number}"])
         told.append(ChangedCell(names[number], {name: cell[name] for name in row}, pair))
     return tuple(told)
 

@@ -344,7 +344,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--replay",
         default="",
         metavar="PATH[@VERSION]",
-        help="make this training set, or manifest's, again: equal rows, or an error",
+        help="make this training set again, or that of a manifest.json",
     )
 
 

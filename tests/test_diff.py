@@ -140,6 +140,10 @@ def test_training_sets_differ_by_table_spine_option_and_column(made: Place, tabl
     assert found.columns_added == ("weight int", "spend__amount bigint", "spend__n int")
     assert found.columns_removed == ("amount bigint", "n int")
     assert (found.only_left, found.only_right, found.left_rows, found.right_rows) == (2, 0, 3, 1)
+    assert [(cell.feature, cell.row["customer_id"]) for cell in found.examples] == [
+        ("(only left)", "c1"),
+        ("(only left)", "c2"),
+    ]
     assert found.reasons[:3] == (
         "table of spend: @0 -> @1",
         "option prefix: False -> True",
