@@ -248,6 +248,20 @@ def test_hash_knows_no_order_and_no_files_but_every_duplicate_null_and_place(spa
     assert hashed(rows[:0]) == RowHash(0, "0" * 16)
 
 
+def test_null_marks_of_an_array_follow_the_definition_whatever_it_holds(spark: SparkSession) -> None:
+    """Also where the cheap test for nulls cannot tell: the array holds the rare value, or has no such."""
+    arrays = {
+        "array<int>": ["array(1, 2)", "array(-77, 2)", "array(null, -77)", "array(null, 3)", "array()", "null"],
+        "array<boolean>": ["array(true)", "array(false)", "array(true, null)", "array(false, null)"],
+        "array<date>": ["array(date'2026-01-01')", "array(date'2026-01-01', null)"],
+    }
+    for kind, values in arrays.items():
+        rows = spark.sql(" UNION ALL ".join(f"SELECT cast({value} AS {kind}) AS a" for value in values))
+        marks = "if(exists(a, x -> x IS NULL), transform(a, x -> x IS NULL), null)"
+        each = rows.selectExpr(f"xxhash64(a IS NULL, size(a), a, {marks}) AS h").collect()
+        assert hash_of(rows, ["a"]) == RowHash(len(values), f"{sum(row.h for row in each) % 2**64:016x}")
+
+
 def test_sum_of_hashes_is_the_plain_sum_modulo_two_to_the_64(spark: SparkSession) -> None:
     rows = spark.range(3000).selectExpr("id", "id % 7 AS b")
     each = rows.selectExpr("xxhash64(id IS NULL, id, b IS NULL, b) AS h").collect()
