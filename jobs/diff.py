@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from connectors.manifests import Manifest, RowHash
 from feature_defs.errors import UsageError
-from feature_defs.model import EVENT_TIME
+from feature_defs.model import EVENT_TIME, HIDDEN
 from jobs.datasets import FoundDataset, open_dataset
 from jobs.place import Place
 from jobs.report import counted, step, table
@@ -168,7 +169,8 @@ def _compared(first: FoundDataset, second: FoundDataset, *, examples: int, value
     keys = [name for name in first.manifest.keys if name in identity]
     shown_columns = [*keys, *([EVENT_TIME] if EVENT_TIME in identity else [])]
     alone = {ONLY_LEFT: counts["only_left"], ONLY_RIGHT: counts["only_right"]}
-    cells = _examples(matched, {**changed, **alone}, shown_columns, most=examples, values=values)
+    maps = [name for name in features if kinds[0][name].startswith("map<")]
+    cells = _examples(matched, {**changed, **alone}, shown_columns, maps=maps, most=examples, values=values)
     return {
         "columns_added": tuple(f"{name} {kind}" for name, kind in kinds[1].items() if name not in kinds[0]),
         "columns_removed": tuple(f"{name} {kind}" for name, kind in kinds[0].items() if name not in kinds[1]),
@@ -259,7 +261,7 @@ def _differs(number: int) -> Any:
 
 
 def _examples(
-    matched: DataFrame, changed: dict[str, int], row: list[str], *, most: int, values: bool
+    matched: DataFrame, changed: dict[str, int], row: list[str], *, maps: Sequence[str], most: int, values: bool
 ) -> tuple[ChangedCell, ...]:
     """The first changed cells of each feature, and rows of one side, by time and keys; one job for all."""
     from pyspark.sql import Window
@@ -277,16 +279,26 @@ def _examples(
     cells = matched.where(F.size(which) > 0).withColumn(_FEATURE, F.explode(which))
     order = [*quoted([*(name for name in row if name == EVENT_TIME), *row]), _NUMBER]
     ranked = cells.withColumn(_RANK, F.row_number().over(Window.partitionBy(_FEATURE).orderBy(*order)))
-    kept = [_FEATURE, _RANK, *quoted(row), *([_LEFT, _RIGHT] if values else [])]
+    # field by field: Arrow takes no null struct whose fields are never null
+    cells_of = [number for number in numbers if values and names[number] not in alone]
+    sides = [(f"{side}{n}", f"{name}.v{n}") for n in cells_of for side, name in (("left", _LEFT), ("right", _RIGHT))]
+    kept = [F.col(name) for name in (_FEATURE, _RANK, *quoted(row))]
+    kept += [F.col(path).alias(HIDDEN + name) for name, path in sides]
     found = ranked.where(F.col(_RANK) <= most).select(*kept).toArrow().to_pylist()
     told = []
     for cell in sorted(found, key=lambda one: (one[_FEATURE], one[_RANK])):
         number = cell[_FEATURE]
         pair = None
-        if values and names[number] not in alone:
-            pair = (cell[_LEFT][f"v{number}"], cell[_RIGHT][f"v{number}"])
+        if number in cells_of:
+            left, right = (_value(cell[f"{HIDDEN}{side}{number}"], names[number] in maps) for side in ("left", "right"))
+            pair = (left, right)
         told.append(ChangedCell(names[number], {name: cell[name] for name in row}, pair))
     return tuple(told)
+
+
+def _value(value: Any, is_map: bool) -> Any:
+    """A cell as it was before maps became their entries."""
+    return {entry["key"]: entry["value"] for entry in value} if is_map and value is not None else value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -78,6 +78,7 @@ def test_diff_counts_what_plain_loops_count(spark: SparkSession) -> None:
             cells = [cell for cell in found["examples"] if cell.feature == name]
             assert len(cells) == min(count, 2)
             assert all(cell.values is not None and cell.values[0] != cell.values[1] for cell in cells)
+            assert all(isinstance(value, dict | None) for cell in cells for value in cell.values if name == "seen")
         edges.update({name: count > 0 for name, count in expected.items()})
         edges["duplicates"] += len(left) > len({row[:3] for row in left})
     assert all(edges[name] for name in ("only_left", "only_right", "amount", "seen", "duplicates"))

@@ -56,7 +56,8 @@ def run_verbs(place: Place) -> dict[str, Any]:
     found["rows of the training set"] = rows_of(place.spark.read.parquet(place.lakes.uri(out)))
     found["replay"] = rebuild(place, out, out="lake://work/again")
     found["diff"] = diff(place, out, "lake://work/again")
-    found["why"] = why(place, out, "spent_30d", {"customer_id": "CUST001"})
+    labelled = place.spark.read.parquet(place.lakes.uri(out)).selectExpr("min(customer_id)").collect()[0][0]
+    found["why"] = why(place, out, "spent_30d", {"customer_id": labelled})
     found["materialize"] = materialize(place, GROUPS, now=END)
     found["customer"] = online_get(place, {"customer_id": "CUST001"}, service="churn", check=True, now=END)
     found["product"] = online_get(place, {"product_id": "1"}, group="product_profile", check=True, now=END)
