@@ -45,7 +45,7 @@ from feature_defs.model import EVENT_TIME
 TARGET_BYTES = 128 << 20  # of a compacted file: one task's worth, few enough to list and large enough to skip within
 BUSY_US = 3_600_000_000
 _VERSION = {"delta": re.compile(r"(\d{20})\.json"), "parquet": re.compile(r"(\d{8})\.json")}
-_NOT_THERE = re.compile(
+NOT_THERE = re.compile(
     r"\[DELTA_(VERSION_NOT_FOUND|VERSIONS_NOT_CONTIGUOUS|LOG_FILE_NOT_FOUND|TRUNCATED_TRANSACTION_LOG"
     r"|NO_RECREATABLE_HISTORY_FOUND)"
 )
@@ -55,7 +55,7 @@ _PINNED_HOURS = 24 * 3650
 _DEFAULT_HOURS, _DEFAULT_LOG_HOURS = 24 * 7, 24 * 30
 _VACUUM = "spark.databricks.delta.vacuum."
 # a version that the table's own settings do not let anybody read: its files are there, and needed once they do
-_ANY_VERSION = {f"{_VACUUM}enforceTimeTravelWithinDeletedFileRetentionDuration": "false"}
+ANY_VERSION = {f"{_VACUUM}enforceTimeTravelWithinDeletedFileRetentionDuration": "false"}
 _HOUR_US = 3_600_000_000
 
 
@@ -355,18 +355,18 @@ def _relative(path: str, location: str) -> str:
 
 def _readable(table: DeltaOfflineTable, versions: Collection[int]) -> tuple[dict[int, list[str]], tuple[int, ...]]:
     """The files of each pinned version, and the versions that Delta cannot build from its log any more."""
-    files = {version: _files_or_none(table, version) for version in sorted(versions)}
+    files = {version: files_or_none(table, version) for version in sorted(versions)}
     readable = {version: found for version, found in files.items() if found is not None}
     return readable, tuple(version for version in files if version not in readable)
 
 
-def _files_or_none(table: DeltaOfflineTable, version: int) -> list[str] | None:
+def files_or_none(table: DeltaOfflineTable, version: int) -> list[str] | None:
     """None only where Delta says that the version is not there: after any other failure nothing may be removed."""
     try:
-        with session_conf(table.spark, _ANY_VERSION):
+        with session_conf(table.spark, ANY_VERSION):
             return list(table.read_all(version).inputFiles())
     except Exception as error:
-        if not _NOT_THERE.search(str(error)):
+        if not NOT_THERE.search(str(error)):
             raise
         return None
 

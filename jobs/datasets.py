@@ -8,19 +8,19 @@ Everything but `.spark()` needs neither Spark nor Java. Batches hold one file in
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from connectors.dataset_files import DatasetFiles, checked_column, delta_version, folder_files
+from connectors.dataset_files import DatasetFiles, DeltaVersion, checked_column, delta_version, folder_files
 from connectors.file_store import open_file_store
-from connectors.lakes import joined
-from connectors.pins import DATASET_MANIFEST
+from connectors.manifests import Manifest, parsed, read_delta_manifest, read_folder_manifest
 from feature_defs import data_types
 from feature_defs.errors import DataError, MissingPartError, UsageError, listed, near_miss
 from feature_defs.model import OFFLINE_FORMATS
@@ -58,7 +58,7 @@ class Dataset:
     path: str
     split: str | None
     version: int | None
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     files: DatasetFiles
 
     @property
@@ -68,11 +68,11 @@ class Dataset:
     @property
     def features(self) -> list[str]:
         """The service's features in it; every other column is the spine's."""
-        return list(self.manifest["features"])
+        return [column.name for column in self.manifest.columns if column.feature]
 
     @property
     def splits(self) -> list[str]:
-        return [part["name"] for part in self.manifest.get("splits", ())]
+        return [part["name"] for part in self.manifest.splits]
 
     def spark(self) -> DataFrame:
         """The rows as Spark reads them, wherever the driver's session runs."""
@@ -143,24 +143,82 @@ class Dataset:
 
 def open_dataset(place: Place, path: str, *, split: str | None = None, version: int | None = None) -> Dataset:
     """The training set at a lake path, or one part of it; of a Delta dataset any version, by default the newest."""
+    manifest, delta = _found(place, path, version)
     uri = place.lakes.uri(path)
-    store = open_file_store(uri)
-    delta = delta_version(store, uri, path, version)
-    manifest: Mapping[str, Any] = delta.note if delta is not None else _manifest(path, uri)
-    if manifest.get("verb") != "training-set" or "types" not in manifest:
-        hint = "open what `tidemark training-set --out` has written"
-        raise DataError(f"Dataset '{path}'", f"{uri} holds no training set that says its columns", hint=hint)
-    if version is not None and delta is None:
-        hint = "leave version= out, or write the dataset with --format delta"
-        raise UsageError(f"Dataset '{path}'", f"is {manifest['format']}, which has no versions", hint=hint)
-    parts = [part["name"] for part in manifest.get("splits", ())]
+    parts = [part["name"] for part in manifest.splits]
     if split is not None and split not in parts:
         hint = near_miss(split, parts) + "leave split= out for all rows"
         raise UsageError(f"Dataset '{path}'", f"has no part '{split}' ({listed(parts)})", hint=hint)
-    found = delta.files if delta is not None else folder_files(store, uri)
+    found = delta.files if delta is not None else folder_files(open_file_store(uri), uri)
     chosen = tuple(file for file in found if split is None or file.split == split)
-    files = DatasetFiles(path, uri, manifest["format"], manifest["types"], chosen)
+    types = {column.name: column.type for column in manifest.columns}
+    files = DatasetFiles(path, uri, manifest.files, types, chosen)
     return Dataset(place, path, split, None if delta is None else delta.version, manifest, files)
+
+
+def _found(place: Place, path: str, version: int | None) -> tuple[Manifest, DeltaVersion | None]:
+    """What a path holds: the manifest, and the version of a dataset in Delta."""
+    uri = place.lakes.uri(path)
+    files = open_file_store(uri)
+    delta = delta_version(files, uri, path, version)
+    if delta is not None:
+        manifest = read_delta_manifest(files, uri, delta.note)
+    else:
+        manifest = read_folder_manifest(files, uri)
+    if manifest is None:
+        hint = "check the path, or make it with `tidemark training-set --out`"
+        raise DataError(f"Dataset '{path}'", f"there is no training set at {uri}", hint=hint)
+    if version is not None and delta is None:
+        hint = "leave the version out, or write the dataset with --format delta"
+        raise UsageError(f"Dataset '{path}'", f"is {manifest.files}, which has no versions", hint=hint)
+    return manifest, delta
+
+
+def manifest_of(place: Place, path: str) -> Manifest:
+    """The manifest of a training set, or one that lies apart from it: a file in a lake or on this machine."""
+    if not path.endswith(".json"):
+        return _found(place, *_parted(path))[0]
+    if path.startswith("lake://"):
+        uri = place.lakes.uri(path)
+        files, where = open_file_store(uri), uri
+    else:
+        files, where = open_file_store("file:///"), f"file://{Path(path).resolve()}"
+    try:
+        return parsed(files.read(where), path)
+    except FileNotFoundError as error:
+        raise DataError(f"Manifest '{path}'", "there is no such file", hint="check the path") from error
+
+
+@dataclass(frozen=True)
+class FoundDataset:
+    """A training set as it lies in a lake, for Spark."""
+
+    path: str
+    manifest: Manifest
+    rows: DataFrame
+
+
+def found_dataset(place: Place, path: str) -> FoundDataset:
+    """A training set's manifest and rows, `@VERSION` behind the path for one in Delta; no job runs."""
+    from pyspark.errors import AnalysisException
+
+    from connectors.spark_errors import data_errors
+    from jobs.transforms.rows import reason
+
+    bare, version = _parted(path)
+    dataset = open_dataset(place, bare, version=version)
+    try:
+        with data_errors(f"Dataset '{path}'"):
+            rows = dataset.spark()
+    except AnalysisException as error:
+        problem = f"its files are not as its manifest says: {reason(error)}"
+        raise DataError(f"Dataset '{path}'", problem, hint="somebody wrote to it; write it again") from error
+    return FoundDataset(path, dataset.manifest, rows)
+
+
+def _parted(path: str) -> tuple[str, int | None]:
+    found = re.fullmatch(r"(.+)@(\d+)", path)
+    return (found[1], int(found[2])) if found else (path, None)
 
 
 def numbers(batch: pa.RecordBatch, path: str, label: str | None) -> Batch:
@@ -191,14 +249,6 @@ def _labels(column: pa.Array, path: str, label: str) -> npt.NDArray[Any]:
         return _floats(column)
     found: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
     return found
-
-
-def _manifest(path: str, uri: str) -> Mapping[str, Any]:
-    try:
-        return dict(json.loads(open_file_store(uri).read(joined(uri, DATASET_MANIFEST))))
-    except FileNotFoundError as error:
-        hint = "check the path, or make it with `tidemark training-set --out`"
-        raise DataError(f"Dataset '{path}'", f"there is no training set at {uri}", hint=hint) from error
 
 
 def types_of(rows: DataFrame) -> dict[str, str]:

@@ -37,10 +37,6 @@ class Joined:
     spine_rows: int
     ways: Mapping[str, str]
 
-    @property
-    def shown(self) -> DataFrame:
-        return self.rows.drop(*self.flags)
-
 
 def kept_in(folder: str) -> Keep:
     """Keep rows as files below a folder, which the caller removes: they outlive a lost executor."""

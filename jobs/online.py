@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import decimal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ from feature_defs.model import Entity, Feature, FeatureGroup
 from jobs import arguments
 from jobs.online_address import online_address
 from jobs.place import Place, chosen_groups, find_service, now_us, time_of
-from jobs.report import plain_value, table
+from jobs.report import table
+from jobs.values import same, shown, typed_keys
 
 PRESENT, MISSING, EXPIRED, OTHER_SCHEMA = "present", "missing", "expired", "other schema"
 
@@ -61,9 +61,9 @@ class OnlineReport:
         for group in self.groups:
             at = group.event_time.strftime("%Y-%m-%d %H:%M:%S") if group.event_time else "-"
             for name, value in group.values.items():
-                shown = [f"{group.group}.{name}", _shown(value), group.status, at]
+                line = [f"{group.group}.{name}", shown(value), group.status, at]
                 lines.append(
-                    [*shown, _shown(self.offline[f"{group.group}.{name}"])] if self.offline is not None else shown
+                    [*line, shown(self.offline[f"{group.group}.{name}"])] if self.offline is not None else line
                 )
         headers = [
             "feature",
@@ -76,19 +76,6 @@ class OnlineReport:
         if self.agrees is not None:
             told.append("online and offline agree" if self.agrees else "online and offline DIFFER")
         return "\n".join(told)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list) and len(value) > 4:
-        return f"[{', '.join(_shown(item) for item in value[:3])}, ... {len(value)} values]"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_shown, value))}]"
-    if isinstance(value, dict):
-        entries = [f"{key}: {_shown(item)}" for key, item in value.items()]
-        return f"{{{', '.join(entries if len(entries) <= 4 else [*entries[:3], f'... {len(entries)} entries'])}}}"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return "null" if value is None else str(plain_value(value))
 
 
 def online_get(
@@ -176,32 +163,6 @@ def _answer(group: FeatureGroup, features: Sequence[Feature], value: bytes | Non
     return OnlineGroup(group.name, PRESENT, event_time, {feature.name: named[feature.name] for feature in features})
 
 
-def typed_keys(keys: Mapping[str, str], given: Mapping[str, str]) -> tuple[Any, ...]:
-    """Key values from text, as the types that the entity declares."""
-    return tuple(_typed(name, data_types.parse(kind).kind, given[name]) for name, kind in keys.items())
-
-
-def _typed(name: str, kind: str, text: str) -> Any:
-    try:
-        match kind:
-            case "int" | "bigint":
-                return int(text)
-            case "boolean":
-                return {"true": True, "false": False}[text.lower()]
-            case "date":
-                return datetime.date.fromisoformat(text)
-            case "timestamp":
-                return arguments.moment(text)
-            case "decimal":
-                return decimal.Decimal(text)
-            case "binary":
-                return bytes.fromhex(text)
-            case _:
-                return text
-    except (ValueError, KeyError, ArithmeticError) as error:
-        raise UsageError(f"Key '{name}'", f"the value given is no {kind}", hint=f"write it as {kind}") from error
-
-
 # the same question, asked of the offline tables
 
 
@@ -241,17 +202,7 @@ def _agrees(groups: Sequence[OnlineGroup], offline: Mapping[str, Any], there: se
     if {group.group for group in groups if group.status == PRESENT} != there:
         return False
     online = {f"{group.group}.{name}": value for group in groups for name, value in group.values.items()}
-    return all(_same(online[name], offline[name]) for name in offline)
-
-
-def _same(left: Any, right: Any) -> bool:
-    if isinstance(left, list) and isinstance(right, list):
-        return len(left) == len(right) and all(map(_same, left, right))
-    if isinstance(left, dict) and isinstance(right, dict):
-        return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
-    if isinstance(left, float) and isinstance(right, float) and left != left:
-        return right != right
-    return bool(left == right)
+    return all(same(online[name], offline[name]) for name in offline)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

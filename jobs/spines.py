@@ -22,6 +22,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from connectors.file_store import open_file_store
+from connectors.manifests import SpineRecord
 from connectors.offline_tables import DeltaOfflineTable
 from connectors.sources import UNREADABLE
 from connectors.spark_errors import data_errors
@@ -49,19 +50,17 @@ _OWN = HIDDEN + "own_"  # an own column that has a mapped key's name, while the 
 
 @dataclass(frozen=True)
 class SpineWords:
-    """What a user says of a spine. `keys` maps an entity's key to the spine's column; `labels` are never features."""
+    """What a user says of a spine. `keys` maps an entity's key to the spine's column; `labels` are never features.
+
+    `version` is that of a Delta table, by default the newest.
+    """
 
     format: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
     event_time: str = EVENT_TIME
     labels: Sequence[str] = ()
     allow_future: bool = False
-
-    def as_plain(self) -> dict[str, object]:
-        """What differs from a plain spine, for the manifest."""
-        told = {"keys": dict(self.keys), "labels": list(self.labels)}
-        named = {"event_time": self.event_time} if self.event_time != EVENT_TIME else {}
-        return {**{name: value for name, value in told.items() if value}, **named}
+    version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,10 @@ class Spine:
         own = [F.col(quoted([held])[0]).alias(name) for name, held in self.own]
         return rows.select(*own, *quoted(others), *([SPLIT] if self.parts else []))
 
-    @property
-    def columns(self) -> list[str]:
-        return [name for name, _ in self.own]
+    def record(self, words: SpineWords) -> SpineRecord:
+        """What a manifest says of it."""
+        path = self.path if self.format in SPINE_FORMATS else ""
+        return SpineRecord(path, self.format, self.version, words.event_time, dict(words.keys), tuple(words.labels))
 
 
 def open_spine(
@@ -108,7 +108,7 @@ def open_spine(
         problem = f"'{unknown}' is no key of service '{service.name}' ({listed(declared)})"
         raise UsageError("Option --key", problem, hint=hint)
     if isinstance(given, str):
-        spine = read_spine(place, given, words.format, typed=_typed(words, declared))
+        spine = read_spine(place, given, words.format, typed=_typed(words, declared), version=words.version)
     else:
         spine = _in_memory(place, given)
     _check_words(spine, words, declared, parts)
@@ -116,7 +116,14 @@ def open_spine(
     return _looked_at(spine, words, declared, parts=tuple(parts), now=now)
 
 
-def read_spine(place: Place, path: str, spine_format: str = "", *, typed: Mapping[str, str] | None = None) -> Spine:
+def read_spine(
+    place: Place,
+    path: str,
+    spine_format: str = "",
+    *,
+    typed: Mapping[str, str] | None = None,
+    version: int | None = None,
+) -> Spine:
     """The spine at a lake path, its format as found unless it is named. `typed` columns of text are left as text."""
     uri = place.lakes.uri(path)
     subject = f"Spine '{path}'"
@@ -124,7 +131,8 @@ def read_spine(place: Place, path: str, spine_format: str = "", *, typed: Mappin
     if spine_format not in SPINE_FORMATS:
         hint = f"use one of {', '.join(SPINE_FORMATS)}"
         raise UsageError("Option --spine-format", f"'{spine_format}' is not known", hint=hint)
-    version = DeltaOfflineTable(place.spark, open_file_store(uri), uri).version() if spine_format == "delta" else None
+    if spine_format == "delta" and version is None:
+        version = DeltaOfflineTable(place.spark, open_file_store(uri), uri).version()
     try:
         with data_errors(subject):
             reader = place.spark.read.format(spine_format)

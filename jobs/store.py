@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from jobs.compute import ComputeReport
     from jobs.datasets import Dataset
+    from jobs.diff import DiffReport
     from jobs.generate import GenerateReport
     from jobs.maintain import MaintainReport
     from jobs.materialize import MaterializeReport
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from jobs.replay import ReplayReport
     from jobs.testing import CasesReport
     from jobs.training_set import TrainingSetReport
+    from jobs.why import WhyReport
 
 
 class Store:
@@ -94,17 +96,19 @@ class Store:
     ) -> DataFrame:
         """The joined rows as a DataFrame, to go on with; `write_training_set` makes a pinned dataset of them.
 
-        The spine is a lake path, a Spark or pandas DataFrame, or a pyarrow Table.
+        The spine is a lake path, a Spark or pandas DataFrame, or a pyarrow Table. What is kept on the way stays in the
+        executors' memory or on their disks as long as the session lives.
         """
+        from jobs.joining import kept_in_memory
         from jobs.spines import SpineWords, open_spine
-        from jobs.training_set import join
+        from jobs.training_set import plan_dataset
 
         snapshot, found = find_service(self.place, service)
         words = SpineWords("", keys or {}, event_time, labels, allow_future)
         given = open_spine(self.place, spine, found, snapshot.definitions, words=words)
         rules = TimeRules(strict=strict, known_by=known_by)
-        dataset = join(self.place, given.rows, snapshot, found, prefix=prefix, rules=rules)
-        return given.restored(dataset.rows, dataset.plan.outputs)
+        planned = plan_dataset(self.place, given.rows, snapshot, found, prefix=prefix, rules=rules)
+        return given.restored(planned.join(given.rows, kept_in_memory).rows, planned.plan.outputs)
 
     def write_training_set(self, spine: object, *, service: str, out: str, **options: Any) -> TrainingSetReport:
         """`options` are those of `jobs.training_set.training_set`: out_format, keys, labels, splits, gap, ..."""
@@ -117,6 +121,21 @@ class Store:
         from jobs.datasets import open_dataset
 
         return open_dataset(self.place, path, split=split, version=version)
+
+    def replay_training_set(self, path: str, *, out: str, out_format: str = "parquet") -> TrainingSetReport:
+        from jobs.rebuild import rebuild
+
+        return rebuild(self.place, path, out=out, out_format=out_format)
+
+    def diff(self, left: str, right: str, *, examples: int = 3, values: bool = False) -> DiffReport:
+        from jobs.diff import diff
+
+        return diff(self.place, left, right, examples=examples, values=values)
+
+    def why(self, dataset: str, feature: str, row: dict[str, str], *, at: datetime.datetime | None = None) -> WhyReport:
+        from jobs.why import why
+
+        return why(self.place, dataset, feature, row, at=at)
 
     def materialize(self, *groups: str, now: datetime.datetime | None = None) -> MaterializeReport:
         from jobs.materialize import materialize

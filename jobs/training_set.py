@@ -1,10 +1,10 @@
 """training-set: spine + service -> a dataset, every spine row once with the features as they were at its time.
 
-    read the spine -> plan the join -> pin the tables' versions -> as-of join -> write the dataset and its manifest
+    read the spine -> plan the join -> pin the tables' versions -> join -> write the dataset and its manifest
 
 A spine is a table, csv or json; --split cuts the dataset by time into parts, each in a folder of its own. The dataset
 appears whole or not at all. The report counts spine rows without a key or time, and the leak: cells that would differ
-had rows created after the spine time been left out.
+had rows created after the spine time been left out. --replay makes a dataset again from its manifest.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import argparse
 import datetime
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 
@@ -23,23 +24,34 @@ from pyspark.sql import functions as F
 
 from connectors.file_store import FileStore, check_writable, open_file_store
 from connectors.lakes import joined
+from connectors.manifests import Column, Manifest, counted_uri, to_plain, written
 from connectors.offline_tables import ROWS_A_FILE, DeltaOfflineTable, writing
 from connectors.pins import DATASET_MANIFEST, Pin, write_pin
 from connectors.registry import Snapshot
 from connectors.spark_errors import data_errors
-from feature_defs.errors import LakeError, UsageError
+from feature_defs.errors import DataError, LakeError, UsageError
 from feature_defs.join_plan import KNOWN_BY, JoinPlan, TimeRules, plan_join
 from feature_defs.model import EVENT_TIME, Service
-from feature_defs.splits import SPLIT, Part, parse_splits
+from feature_defs.splits import SPLIT, parse_splits
 from jobs.arguments import named_columns
 from jobs.datasets import CSV_WRITTEN, DATASET_FORMATS, check_columns_of, types_of
+from jobs.joining import Joined, join_spine, kept_in
 from jobs.place import Place, find_service, new_run
+from jobs.recorded import keys_of, options_of, recorded_service, recorded_table, refuse_difference
 from jobs.report import counted, step
 from jobs.spines import SPINE_FORMATS, Spine, SpineWords, check_spine, open_spine
-from jobs.transforms.as_of import LEAK, training_rows
+from jobs.transforms.as_of import LEAK
+from jobs.transforms.locate import Keep
+from jobs.transforms.row_hash import hash_sums, row_hash_of, with_hash
 from jobs.transforms.rows import quoted
 
 MANIFEST = DATASET_MANIFEST
+_NOT_WITH_REPLAY = (
+    "spine", "service", "spine_format", "keys", "labels", "allow_future", "splits", "gap", "prefix", "strict",
+)  # fmt: skip
+_USUAL = {"event_time": EVENT_TIME, "known_by": "event"}
+_SPINE_HASH, _ROW_HASH = "_tidemark_spine_hash", "_tidemark_row_hash"
+_KEY_NULL, _TIME_NULL = "_tidemark_key_null", "_tidemark_time_null"
 
 
 @dataclass(frozen=True)
@@ -56,11 +68,14 @@ class TrainingSetReport:
     leaked_cells: dict[str, int]
     table_versions: dict[str, int]
     snapshot: int
+    hash: str
     seconds: float
+    replay_of: str = ""
     exit_code: int = 0
     splits: dict[str, int] = field(default_factory=dict)
     gap_rows: int = 0
     outside_rows: int = 0
+    ways: dict[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
         lines = [f"  {name}: {counted(n, 'row')} with a value" for name, n in self.matched.items()]
@@ -77,22 +92,9 @@ class TrainingSetReport:
         lines.append(f"  leak report: {leaks or 'no cell'} decided by rows created after the spine time")
         versions = ", ".join(f"{name} @{version}" for name, version in self.table_versions.items())
         lines.append(f"  tables: {versions} (registry snapshot {self.snapshot})")
+        if self.replay_of:
+            lines.append(f"  equal to the rows of run {self.replay_of}: hash {self.hash}")
         return "\n".join([*lines, f"{counted(self.rows, 'row')} of {self.service} in {self.out}, {self.seconds:.1f} s"])
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A planned training set: rows with a leak flag a feature, not evaluated yet."""
-
-    flagged: DataFrame
-    spine: DataFrame
-    plan: JoinPlan
-    table_versions: dict[str, int]
-
-    @property
-    def rows(self) -> DataFrame:
-        """The spine's columns, then the features."""
-        return self.flagged.select(*quoted(self.spine.columns), *self.plan.outputs)
 
 
 def training_set(
@@ -112,40 +114,46 @@ def training_set(
     prefix: bool = False,
     rules: TimeRules | None = None,
     now: datetime.datetime | None = None,
+    exactly: Manifest | None = None,
 ) -> TrainingSetReport:
     """Build a training set at the logical path `out`; one that is there is replaced, anything else refused.
 
-    The spine is a lake path, a Spark or pandas DataFrame, or a pyarrow Table.
+    The spine is a lake path, a Spark or pandas DataFrame, or a pyarrow Table. With a manifest the dataset is made of
+    the versions that it names, and appears only when its rows are those of the manifest.
     """
     started = time.monotonic()
-    run = new_run()
-    parts = parse_splits(splits, gap)
-    words = SpineWords(spine_format, keys or {}, event_time, labels, allow_future)
-    snapshot, found = find_service(place, service)
+    run, parts = new_run(), parse_splits(splits, gap)
+    version = exactly.spine.version if exactly else None
+    words = SpineWords(spine_format, keys or {}, event_time, labels, allow_future, version)
+    snapshot, found = recorded_service(place, exactly) if exactly else find_service(place, service)
     target = _Target(place, out, out_format)
     target.refuse_what_is_not_ours()
     given = open_spine(place, spine, found, snapshot.definitions, words=words, parts=parts, now=now)
-    dataset = join(place, given.rows, snapshot, found, prefix=prefix, rules=rules)
-    plan = dataset.plan
-    check_columns_of(out_format, given.restored(dataset.flagged, plan.outputs), f"Dataset '{out}'")
-    note = {
-        "verb": "training-set",
-        "run": run,
-        "service": f"{found.name}@{found.version}",
-        "spine": given.path,
-        "snapshot": snapshot.number,
-        "fingerprints": {group.group: snapshot.fingerprint(group.group) for group in plan.groups},
-        "table_versions": dataset.table_versions,
-        "prefix": prefix,
-        "rules": asdict(plan.rules),
-        "columns": [*given.columns, *plan.outputs],
-        "features": list(plan.outputs),
-        **_told_of(given, words, parts),
-    }
-    tables = {place.table_path(snapshot.definitions.groups[name]): n for name, n in dataset.table_versions.items()}
-    write_pin(place.lakes, place.settings.offline, Pin(run, out, tables, tuple(dataset.table_versions)))
-    with step(f"training-set {found.name}"), data_errors(f"Service '{found.name}'"):
-        counts = _write(target, dataset, given, note)
+    wanted = exactly.table_versions if exactly else None
+    planned = plan_dataset(place, given.rows, snapshot, found, prefix=prefix, rules=rules, versions=wanted)
+    plan, versions = planned.plan, planned.versions
+    check_columns_of(out_format, planned.shape(given), f"Dataset '{out}'")
+    manifest = Manifest(
+        run=run,
+        service=f"{found.name}@{found.version}",
+        snapshot=snapshot.number,
+        fingerprints={group.group: snapshot.fingerprint(group.group) for group in plan.groups},
+        table_versions=versions,
+        spine=given.record(words),
+        options=options_of(plan, prefix=prefix),
+        keys=keys_of(plan),
+        columns=_columns_of(planned.shape(given), plan),
+        files=out_format,
+        splits=tuple(part.as_plain() for part in parts),
+        replay_of=exactly.run if exactly else "",
+    )
+    tables = {place.table_path(snapshot.definitions.groups[name]): n for name, n in versions.items()}
+    pin = Pin(run, out, tables, tuple(versions))
+    write_pin(place.lakes, place.settings.offline, pin)
+    with step(f"training-set {found.name}"), data_errors(f"Service '{found.name}'"), _work(place, pin) as folder:
+        met = planned.join(given.rows, kept_in(folder))
+        counts, manifest = _write(target, met, given, plan, manifest, exactly)
+    assert manifest.hash is not None
     return TrainingSetReport(
         run=run,
         service=f"{found.name}@{found.version}",
@@ -154,23 +162,40 @@ def training_set(
         null_key_rows=counts["null_key"],
         null_time_rows=counts["null_time"],
         matched={output: counts[f"value_{i}"] for i, output in enumerate(plan.outputs)},
-        leaked_cells={output: counts[f"leak_{i}"] for i, output in enumerate(plan.outputs)},
-        table_versions=dataset.table_versions,
+        leaked_cells={output: counts.get(LEAK + output, 0) for output in plan.outputs},
+        table_versions=versions,
         snapshot=snapshot.number,
+        hash=manifest.hash.sum,
+        replay_of=manifest.replay_of,
         seconds=round(time.monotonic() - started, 3),
         splits={part.name: counts[f"part_{i}"] for i, part in enumerate(parts)},
         gap_rows=given.gap_rows,
         outside_rows=given.outside_rows,
+        ways=dict(met.ways),
     )
 
 
-def _told_of(given: Spine, words: SpineWords, parts: Sequence[Part]) -> dict[str, object]:
-    """What the manifest says of a spine and its parts beyond the plain case."""
-    version = {"spine_version": given.version} if given.version is not None else {}
-    return {**version, **words.as_plain(), **({"splits": [part.as_plain() for part in parts]} if parts else {})}
+@dataclass(frozen=True)
+class Planned:
+    """What is joined: a plan, the tables' rows and their versions. No job has run."""
+
+    plan: JoinPlan
+    tables: dict[str, DataFrame]
+    versions: dict[str, int]
+
+    def join(self, spine: DataFrame, keep: Keep) -> Joined:
+        return join_spine(spine, self.tables, self.plan, keep=keep)
+
+    def shape(self, given: Spine) -> DataFrame:
+        """The columns of the dataset, without a value."""
+        rows = given.rows
+        for group in self.plan.groups:
+            schema = self.tables[group.group].schema
+            rows = rows.withColumns({out: F.lit(None).cast(schema[name].dataType) for name, out in group.columns})
+        return given.restored(rows, self.plan.outputs)
 
 
-def join(
+def plan_dataset(
     place: Place,
     spine: DataFrame,
     snapshot: Snapshot,
@@ -178,36 +203,76 @@ def join(
     *,
     prefix: bool = False,
     rules: TimeRules | None = None,
-) -> Dataset:
-    """The as-of join of a spine and a service over the tables' newest versions; no job runs."""
+    versions: Mapping[str, int] | None = None,
+) -> Planned:
+    """A spine and a service over the tables' newest versions, or over those given."""
     definitions = snapshot.definitions
     plan = plan_join(service, definitions, spine_columns=spine.columns, prefix=prefix, rules=rules)
     check_spine(spine, plan)
-    tables, versions = [], {}
+    tables, read = {}, {}
     for group in plan.groups:
-        table, version = place.computed(snapshot, definitions.groups[group.group])
-        tables.append(table.read(version))
-        versions[group.group] = version
-    return Dataset(training_rows(spine, tables, plan), spine, plan, versions)
+        definition = definitions.groups[group.group]
+        if versions is None:
+            table, version = place.computed(snapshot, definition)
+        else:
+            table, version = recorded_table(place, snapshot, definition, versions)
+        tables[group.group], read[group.group] = table.read(version), version
+    return Planned(plan, tables, read)
 
 
-def _write(target: _Target, dataset: Dataset, given: Spine, note: dict[str, object]) -> dict[str, int]:
-    """Counts of the dataset, from the pass that writes it."""
-    outputs = dataset.plan.outputs
-    keys = {key for group in dataset.plan.groups for key in group.keys}
+def _columns_of(rows: DataFrame, plan: JoinPlan) -> tuple[Column, ...]:
+    features = {out: f"{group.group}.{feature}" for group in plan.groups for feature, out in group.columns}
+    return tuple(Column(name, kind, features.get(name, "")) for name, kind in types_of(rows).items())
+
+
+def _write(
+    target: _Target, met: Joined, given: Spine, plan: JoinPlan, manifest: Manifest, exactly: Manifest | None
+) -> tuple[dict[str, int], Manifest]:
+    """Counts of the dataset, from the pass that writes it, and the manifest with its hashes."""
+    outputs, counts = plan.outputs, {}
+    keys = {key for group in plan.groups for key in group.keys}
     any_key_null = reduce(or_, (F.col(key).isNull() for key in sorted(keys)))
     observed = Observation()
-    flagged = dataset.flagged.observe(
+    rows = met.rows.withColumns({_KEY_NULL: any_key_null, _TIME_NULL: F.col(EVENT_TIME).isNull()})
+    rows = given.restored(rows, [*outputs, *met.flags, _KEY_NULL, _TIME_NULL])
+    columns = [column.name for column in manifest.columns]
+    rows = with_hash(with_hash(rows, manifest.spine_columns, _SPINE_HASH), columns, _ROW_HASH)
+    rows = rows.observe(
         observed,
         F.count(F.lit(1)).alias("rows"),
-        F.count(F.when(F.col(EVENT_TIME).isNull(), 1)).alias("null_time"),
-        F.count(F.when(any_key_null, 1)).alias("null_key"),
+        F.count(F.when(F.col(_TIME_NULL), 1)).alias("null_time"),
+        F.count(F.when(F.col(_KEY_NULL), 1)).alias("null_key"),
         *(F.count(F.col(output)).alias(f"value_{i}") for i, output in enumerate(outputs)),
-        *(F.count(F.when(F.col(LEAK + output), 1)).alias(f"leak_{i}") for i, output in enumerate(outputs)),
+        *(F.count(F.when(F.col(flag), 1)).alias(flag) for flag in met.flags),
         *(F.count(F.when(F.col(SPLIT) == part.name, 1)).alias(f"part_{i}") for i, part in enumerate(given.parts)),
+        *hash_sums(F.col(_SPINE_HASH), "spine"),
+        *hash_sums(F.col(_ROW_HASH), "row"),
     )
-    target.write(given.restored(flagged, outputs), note, split=bool(given.parts))
-    return observed.get
+
+    def finished() -> Manifest:
+        counts.update(observed.get)
+        if counts["rows"] != met.spine_rows:
+            problem = f"{met.spine_rows:,} spine rows became {counts['rows']:,}"
+            raise DataError("Spine", problem, hint="a fault of the join, not of the spine: please report it")
+        for leaks in met.leaks:
+            counts.update({LEAK + output: count for output, count in leaks.counts().items()})
+        found = manifest.counted(*(row_hash_of(counts, name, counts["rows"]) for name in ("spine", "row")))
+        if exactly:
+            refuse_difference(exactly, found)
+        return found
+
+    whole = target.write(rows.select(*quoted(columns)), manifest, finished)
+    return counts, whole
+
+
+@contextmanager
+def _work(place: Place, pin: Pin) -> Iterator[str]:
+    """A folder beside the dataset for what is kept on the way."""
+    uri = place.lakes.uri(pin.work)
+    try:
+        yield uri
+    finally:
+        open_file_store(uri).delete(uri)
 
 
 class _Target:
@@ -233,29 +298,41 @@ class _Target:
             return
         if self.format != "delta" and any(file.path == MANIFEST for file in there):
             manifest = json.loads(self.files.read(joined(self.uri, MANIFEST)))
-            if manifest.get("format", "parquet") == self.format:
+            if manifest.get("files", "parquet") == self.format:
                 return
         problem = f"holds {counted(len(there), 'file')} that are no training set in {self.format}"
         raise UsageError(f"Path '{self.out}'", problem, hint="choose another --out, or remove what is there")
 
-    def write(self, rows: DataFrame, note: dict[str, object], *, split: bool = False) -> None:
-        """The rows and their note; with a split, each part in a folder `split=NAME`."""
-        note = {**note, "format": self.format, "types": types_of(rows)}
-        parts = [SPLIT] if split else []
-        if self.format == "delta":
-            self.delta.replace(rows, note, partition_by=parts)
-            return
+    def write(self, rows: DataFrame, begun: Manifest, finished: Callable[[], Manifest]) -> Manifest:
+        """Write the rows; then they are counted, and `finished` gives their manifest, or an error and no dataset.
+
+        With parts, each is in a folder `split=NAME`.
+        """
+        parts = [SPLIT] if begun.splits else []
+        if self.format == "delta" and not begun.replay_of:
+            self.delta.replace(rows, to_plain(begun), partition_by=parts)
+            manifest = finished()
+            self.files.create(counted_uri(self.uri, begun.run), written(manifest))
+            return manifest
         parent, _, name = self.uri.rpartition("/")
-        draft, old = joined(parent, f"._{name}.{note['run']}"), joined(parent, f"._{name}.old.{note['run']}")
+        draft, old = joined(parent, f"._{name}.{begun.run}"), joined(parent, f"._{name}.old.{begun.run}")
         writer = rows.write.option("maxRecordsPerFile", ROWS_A_FILE).partitionBy(*parts)
+        if self.format == "csv":
+            writer = writer.options(**CSV_WRITTEN)
         try:
             with writing(self.spark):
-                writer.format(self.format).options(**(CSV_WRITTEN if self.format == "csv" else {})).save(draft)
-            self.files.create(joined(draft, MANIFEST), json.dumps(note, indent=1).encode())
+                writer.format("csv" if self.format == "csv" else "parquet").save(draft)
+            manifest = finished()
+            if self.format == "delta":  # a commit cannot be taken back, so it waits until the rows are known
+                kept = self.spark.read.schema(rows.schema).parquet(draft)
+                self.delta.replace(kept.select(*quoted(rows.columns)), to_plain(manifest), partition_by=parts)
+                return manifest
+            self.files.create(joined(draft, MANIFEST), written(manifest))
             self._swap(draft, old)
         finally:
             self.files.delete(draft)
         self.files.delete(old)
+        return manifest
 
     def _swap(self, draft: str, old: str) -> None:
         """Put the finished draft in place of what is there; when that fails, what was there comes back."""
@@ -272,10 +349,8 @@ class _Target:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--spine", required=True, metavar="PATH", help="lake://NAME/path with entity keys and event_time"
-    )
-    parser.add_argument("--service", required=True, metavar="NAME[@VERSION]", help="the service whose features to join")
+    parser.add_argument("--spine", default="", metavar="PATH", help="lake://NAME/path with entity keys and event_time")
+    parser.add_argument("--service", default="", metavar="NAME[@VERSION]", help="the service whose features to join")
     parser.add_argument("--out", required=True, metavar="PATH", help="lake://NAME/path of the dataset")
     parser.add_argument(
         "--format", choices=DATASET_FORMATS, default="parquet", help="of the dataset (default: parquet)"
@@ -303,9 +378,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--known-by", choices=KNOWN_BY, default="event", help="spine: also leave out rows created later"
     )
+    parser.add_argument(
+        "--replay",
+        default="",
+        metavar="PATH[@VERSION]",
+        help="make this dataset again, or that of a manifest.json",
+    )
 
 
 def run(place: Place, args: argparse.Namespace) -> TrainingSetReport:
+    if args.replay:
+        from jobs.rebuild import rebuild
+
+        given = [name for name in _NOT_WITH_REPLAY if getattr(args, name)]
+        given += [name for name, usual in _USUAL.items() if getattr(args, name) != usual]
+        if given:
+            problem = f"--replay takes all but --out and --format from the manifest; found {_dashed(given)}"
+            raise UsageError("`tidemark training-set`", problem, hint=f"leave out {_dashed(given)}")
+        return rebuild(place, args.replay, out=args.out, out_format=args.format)
+    missing = [name for name in ("spine", "service") if not getattr(args, name)]
+    if missing:
+        problem = f"the following arguments are required: {_dashed(missing)}"
+        raise UsageError("`tidemark training-set`", problem, hint="`tidemark training-set --help` shows what it takes")
     return training_set(
         place,
         args.spine,
@@ -322,6 +416,11 @@ def run(place: Place, args: argparse.Namespace) -> TrainingSetReport:
         prefix=args.prefix,
         rules=TimeRules(strict=args.strict, known_by=args.known_by),
     )
+
+
+def _dashed(names: Sequence[str]) -> str:
+    written = {"keys": "key", "labels": "label", "splits": "split"}
+    return ", ".join("--" + written.get(name, name).replace("_", "-") for name in names)
 
 
 if __name__ == "__main__":

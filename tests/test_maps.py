@@ -14,11 +14,12 @@ from feature_defs.fingerprint import fingerprint
 from jobs.apply import apply
 from jobs.compute import compute
 from jobs.materialize import materialize
-from jobs.online import _same, _shown, online_get
+from jobs.online import online_get
 from jobs.place import Place
 from jobs.report import as_json
 from jobs.show import show
 from jobs.training_set import training_set
+from jobs.values import same, shown
 from tests.lab import NOW, Table, checked, put, register, write_definitions
 
 customer = Entity("customer", keys={"customer_id": "string"})
@@ -193,8 +194,8 @@ def test_definition_of_a_map_goes_through_a_snapshot_and_its_spelling_does_not_m
 
 def test_maps_are_shown_short_and_compared_by_their_entries() -> None:
     nan = float("nan")
-    assert _shown({"buy": 3, "view": None}) == "{buy: 3, view: null}"
-    assert _shown({str(i): i / 2 for i in range(5)}) == "{0: 0, 1: 0.5, 2: 1, ... 5 entries}"
-    assert _shown({}) == "{}"
-    assert _same({"a": nan, "b": 1}, {"b": 1, "a": nan})
-    assert not any(_same({"a": 1}, other) for other in ({}, {"a": 2}, {"a": None}, {"b": 1}, None, {"a": 1, "b": 1}))
+    assert shown({"buy": 3, "view": None}) == "{buy: 3, view: null}"
+    assert shown({str(i): i / 2 for i in range(5)}) == "{0: 0, 1: 0.5, 2: 1, ... 5 entries}"
+    assert shown({}) == "{}"
+    assert same({"a": nan, "b": 1}, {"b": 1, "a": nan})
+    assert not any(same({"a": 1}, other) for other in ({}, {"a": 2}, {"a": None}, {"b": 1}, None, {"a": 1, "b": 1}))

@@ -129,20 +129,18 @@ def test_dataset_manifest_and_report_in_parquet_and_delta_also_when_made_again(r
                 kept = open_table(ready.spark, ready.lakes.uri(out), "delta")
                 note = dict(kept.note(kept.version() or 0))
                 assert note.pop("commit")
-            assert list(note.pop("types")) == expected(table).columns
-            assert (note.pop("format"), note.pop("features")) == (out_format, list(report.matched))
-            assert note == {
+            about = {name: note[name] for name in ("verb", "run", "service", "snapshot", "fingerprints", "options")}
+            assert about == {
                 "verb": "training-set",
                 "run": report.run,
                 "service": "churn@1",
-                "spine": "lake://raw/spine" if isinstance(spine, str) else "DataFrame",
                 "snapshot": 1,
                 "fingerprints": {name: snapshot.fingerprint(name) for name in versions},
-                "table_versions": versions,
-                "prefix": False,
-                "rules": {"strict": False, "known_by": "event"},
-                "columns": expected(table).columns,
+                "options": {"prefix": False, "strict": False, "known_by": "event"},
             }
+            named = ("lake://raw/spine", "parquet") if isinstance(spine, str) else ("", "DataFrame")
+            assert (note["spine"]["path"], note["spine"]["format"]) == named
+            assert [column["name"] for column in note["columns"]] == expected(table).columns
     drafts = [path for path in [*files_in(ready, "work"), *folders_in(ready, "work")] if "._" in path]
     assert drafts == []
 
@@ -161,7 +159,8 @@ def test_options_reach_the_join(ready: Place, table: Table) -> None:
     e     | null          | null         | null
     """
     assert_rows(found, table(told, "spend__amount double, price__price decimal(6,2), visits__seen bigint"))
-    assert read_json(ready, f"lake://work/out/{MANIFEST}")["rules"] == {"strict": True, "known_by": "spine"}
+    options = read_json(ready, f"lake://work/out/{MANIFEST}")["options"]
+    assert options == {"prefix": True, "strict": True, "known_by": "spine"}
 
 
 def test_store_gives_the_same_rows_without_writing(ready: Place, table: Table) -> None:

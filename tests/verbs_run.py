@@ -14,13 +14,16 @@ from typing import Any
 
 from jobs.apply import apply
 from jobs.compute import compute
+from jobs.diff import diff
 from jobs.materialize import materialize
 from jobs.online import online_get
 from jobs.place import Place
+from jobs.rebuild import rebuild
 from jobs.report import plain_value
 from jobs.session import cached_jars
 from jobs.settings import OnlineSettings, Settings, SparkSettings
 from jobs.training_set import training_set
+from jobs.why import why
 from tests.conftest import SPARK_CONF, settings_in
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +54,10 @@ def run_verbs(place: Place) -> dict[str, Any]:
     out = "lake://work/churn"
     found["training set"] = training_set(place, "lake://raw/churn_labels", service="churn", out=out)
     found["rows of the training set"] = rows_of(place.spark.read.parquet(place.lakes.uri(out)))
+    found["replay"] = rebuild(place, out, out="lake://work/again")
+    found["diff"] = diff(place, out, "lake://work/again")
+    labelled = place.spark.read.parquet(place.lakes.uri(out)).selectExpr("min(customer_id)").collect()[0][0]
+    found["why"] = why(place, out, "spent_30d", {"customer_id": labelled})
     found["materialize"] = materialize(place, GROUPS, now=END)
     found["customer"] = online_get(place, {"customer_id": "CUST001"}, service="churn", check=True, now=END)
     found["product"] = online_get(place, {"product_id": "1"}, group="product_profile", check=True, now=END)
@@ -65,7 +72,7 @@ def _plain(value: Any) -> Any:
     """A report without what differs from run to run."""
     if dataclasses.is_dataclass(value):
         told = {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}
-        return {name: inner for name, inner in told.items() if name not in ("run", "seconds")}
+        return {name: inner for name, inner in told.items() if name not in ("run", "replay_of", "seconds", "file")}
     return plain_value(value)
 
 
