@@ -45,10 +45,10 @@ class SpineRecord:
     path: str
     format: str
     version: int | None
+    hash: RowHash | None = None
     event_time: str = EVENT_TIME
     keys: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
-    hash: RowHash | None = None
 
 
 @dataclass(frozen=True)

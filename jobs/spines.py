@@ -87,7 +87,8 @@ class Spine:
     def record(self, words: SpineWords) -> SpineRecord:
         """What a manifest says of it."""
         path = self.path if self.format in SPINE_FORMATS else ""
-        return SpineRecord(path, self.format, self.version, words.event_time, dict(words.keys), tuple(words.labels))
+        keys, labels = dict(words.keys), tuple(words.labels)
+        return SpineRecord(path, self.format, self.version, None, words.event_time, keys, labels)
 
 
 def open_spine(

@@ -247,7 +247,7 @@ def test_delta_dataset_is_read_at_any_version_also_behind_a_checkpoint(ready: Pl
     assert any(".checkpoint." in name for name in files_in(ready, "work"))
     for version, report in [(number, reports[number]) for number in (0, 5, 10, 11)]:
         dataset = opened(ready, version=version)
-        assert (dataset.version, dataset.manifest["run"], dataset.splits) == (
+        assert (dataset.version, dataset.manifest.run, dataset.splits) == (
             version, report.run, list(report.splits),
         )  # fmt: skip
         assert dataset.arrow().num_rows == dataset.spark().count() == report.rows
@@ -268,7 +268,7 @@ def test_path_without_a_training_set_and_unknown_parts_are_refused(ready: Place,
     with pytest.raises(DataError, match="there is no training set at"):
         opened(ready)
     table("n\n1", "n int").write.format("delta").save(ready.lakes.uri("lake://work/out"))
-    with pytest.raises(DataError, match="holds no training set that says its columns"):
+    with pytest.raises(DataError, match="there is no training set at"):
         opened(ready)
     open_file_store("file:///").delete(ready.lakes.uri("lake://work/out"))
     made(ready, "parquet", splits=SPLITS)
@@ -327,7 +327,8 @@ def test_manifest_says_types_parts_and_features(ready: Place) -> None:
     assert note["splits"][1] == {
         "name": "validation", "start": "2026-01-12T00:00:00+00:00", "end": "2026-01-16T00:00:00+00:00",
     }  # fmt: skip
-    assert (note["format"], note["features"], note["labels"]) == ("csv", list(report.matched), ["label"])
-    assert note["types"]["naive time. of"] == "timestamp_ntz"
-    assert note["types"]["price"] == "decimal(6,2)"
+    assert (note["files"], note["spine"]["labels"]) == ("csv", ["label"])
+    assert [column["name"] for column in note["columns"] if column["feature"]] == list(report.matched)
+    types = {column["name"]: column["type"] for column in note["columns"]}
+    assert (types["naive time. of"], types["price"]) == ("timestamp_ntz", "decimal(6,2)")
     assert decimal.Decimal("0.25") in opened(ready).arrow()["price"].to_pylist()

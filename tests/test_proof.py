@@ -29,7 +29,7 @@ from feature_defs import Entity, Feature, FeatureGroup, Service, Source
 from feature_defs.errors import DataError, UsageError
 from feature_defs.join_plan import TimeRules
 from feature_defs.model import Definition
-from jobs.datasets import manifest_of, open_dataset
+from jobs.datasets import found_dataset, manifest_of
 from jobs.place import Place
 from jobs.rebuild import rebuild
 from jobs.store import Store
@@ -180,7 +180,7 @@ def test_dataset_in_delta_and_in_parquet_has_a_manifest_with_the_hash_of_its_row
     assert in_delta.spine == SpineRecord("lake://raw/delta_spine", "delta", 0, spine_hash)
     assert in_delta.options == {"prefix": True, "strict": True, "known_by": "spine"}
     for manifest, path in ((plain, "lake://work/set"), (in_delta, "lake://work/delta")):
-        rows = open_dataset(made, path).rows
+        rows = found_dataset(made, path).rows
         assert manifest.hash == hash_of(rows, [column.name for column in manifest.columns])
         assert manifest.hash.rows == 6
     uri = made.lakes.uri("lake://work/delta")
@@ -193,11 +193,11 @@ def test_dataset_in_delta_and_in_parquet_has_a_manifest_with_the_hash_of_its_row
 
 def test_path_without_a_training_set_is_refused(made: Place) -> None:
     for path, error, problem in [
-        ("lake://raw/spine", UsageError, "there is no training set"),
-        ("lake://raw/delta_spine", UsageError, "there is no training set"),
-        ("lake://work/none", UsageError, "there is no training set"),
-        ("lake://work/delta@7", UsageError, "has no version 7: the newest is 0"),
-        ("lake://work/set@7", UsageError, "has no version 7: it is no Delta table"),
+        ("lake://raw/spine", DataError, "there is no training set"),
+        ("lake://raw/delta_spine", DataError, "there is no training set"),
+        ("lake://work/none", DataError, "there is no training set"),
+        ("lake://work/delta@7", DataError, "has no version 7\nHint: versions 0 to 0 are there"),
+        ("lake://work/set@7", UsageError, "is parquet, which has no versions"),
         ("lake://work/none.json", DataError, "there is no such file"),
         ("/no/such/manifest.json", DataError, "there is no such file"),
     ]:
@@ -282,8 +282,8 @@ def test_replay_gives_the_same_rows_from_old_versions_definitions_and_options(
     assert (report.hash, report.replay_of) == (before.hash.sum, before.run)
     assert f"equal to the rows of run {before.run}: hash {report.hash}" in report.text()
     found = manifest_of(made, "lake://work/again")
-    assert found == dataclasses.replace(before, run=report.run, replay_of=before.run)
-    assert_rows(read(made, "lake://work/again", out_format).drop("seen"), open_dataset(made, path).rows.drop("seen"))
+    assert found == dataclasses.replace(before, run=report.run, replay_of=before.run, files=out_format)
+    assert_rows(read(made, "lake://work/again", out_format).drop("seen"), found_dataset(made, path).rows.drop("seen"))
     assert [name for name in files_in(made, "work") if "._" in name] == []
     again = rebuild(made, "lake://work/again", out="lake://work/third")  # a replay can be replayed
     assert again.hash == report.hash
@@ -336,7 +336,7 @@ def test_replay_says_how_the_spine_has_changed(made: Place, table: Table) -> Non
     put(made, table(SPINE).drop("label"), "lake://raw/spine")
     assert "has changed: it has no column 'label' any more" in refused(made)
     shutil.rmtree(local_path(made.lakes.uri("lake://raw/spine")))
-    assert "its spine lake://raw/spine is gone: there is no parquet data" in refused(made)
+    assert "its spine lake://raw/spine cannot be read as it was: there is no parquet data" in refused(made)
     shutil.rmtree(local_path(made.lakes.uri("lake://raw/delta_spine")))
     assert "its spine lake://raw/delta_spine @0 is gone" in refused(made, "lake://work/delta")
 

@@ -138,7 +138,7 @@ def test_dataset_manifest_and_report_in_parquet_and_delta_also_when_made_again(r
                 "fingerprints": {name: snapshot.fingerprint(name) for name in versions},
                 "options": {"prefix": False, "strict": False, "known_by": "event"},
             }
-            named = ("lake://raw/spine", "parquet") if isinstance(spine, str) else ("", "DataFrame")
+            named = ("lake://raw/spine", "parquet") if isinstance(spine, str) else ("", "spark")
             assert (note["spine"]["path"], note["spine"]["format"]) == named
             assert [column["name"] for column in note["columns"]] == expected(table).columns
     drafts = [path for path in [*files_in(ready, "work"), *folders_in(ready, "work")] if "._" in path]
