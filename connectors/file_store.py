@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 from feature_defs.errors import LakeError, near_miss
 
@@ -41,6 +41,9 @@ class FileStore(Protocol):
         """Every file below a folder, sorted by path; none when the folder is missing."""
 
     def read(self, uri: str) -> bytes: ...
+
+    def open(self, uri: str) -> BinaryIO:
+        """A file to read parts of, by seeking."""
 
     def create(self, uri: str, content: bytes) -> None:
         """Write a whole new file; of two creators at once exactly one succeeds and no reader sees half a file."""
@@ -72,6 +75,9 @@ class LocalFileStore:
 
     def read(self, uri: str) -> bytes:
         return _told("read", uri, local_path(uri).read_bytes)
+
+    def open(self, uri: str) -> BinaryIO:
+        return _told("read", uri, lambda: local_path(uri).open("rb"))
 
     def create(self, uri: str, content: bytes) -> None:
         path = local_path(uri)

@@ -249,7 +249,7 @@ class ParquetOfflineTable:
         return shown(self.read_all(version))
 
     def read_all(self, version: int | None = None) -> DataFrame:
-        manifest = self._manifest(_existing(self, version))
+        manifest = self.manifest(_existing(self, version))
         return self._rows_of(manifest["files"], StructType.fromJson(manifest["schema"]))
 
     def _rows_of(self, files: Sequence[Mapping[str, Any]], schema: StructType) -> DataFrame:
@@ -260,7 +260,7 @@ class ParquetOfflineTable:
         found: Note = {}
         while version > 0 and not found:
             try:
-                found = dict(self._manifest(version)["note"])
+                found = dict(self.manifest(version)["note"])
             except LakeError:  # removed by maintenance
                 return found
             version -= 1
@@ -271,7 +271,7 @@ class ParquetOfflineTable:
 
     def append(self, rows: DataFrame, note: Note, *, after: int) -> int:
         after = self._maintained(after)
-        return self._committed(rows, note, kept=self._manifest(after)["files"], after=after)
+        return self._committed(rows, note, kept=self.manifest(after)["files"], after=after)
 
     def replace_span(self, rows: DataFrame, note: Note, *, span: Span, after: int) -> int:
         after = self._maintained(after)
@@ -289,13 +289,13 @@ class ParquetOfflineTable:
 
     def _maintained(self, version: int) -> int:
         """The newest version with the same rows: maintenance changes none."""
-        while (self.version() or 0) > version and MAINTAINED in self._manifest(version + 1)["note"]:
+        while (self.version() or 0) > version and MAINTAINED in self.manifest(version + 1)["note"]:
             version += 1
         return version
 
     def _parted(self, version: int, span: Span) -> tuple[list[dict[str, Any]], DataFrame]:
         """The files of a version that hold nothing of the span, and the rows of the others."""
-        manifest = self._manifest(version)
+        manifest = self.manifest(version)
         kept = [
             file
             for file in manifest["files"]
@@ -340,7 +340,7 @@ class ParquetOfflineTable:
                 file |= {"oldest": span["oldest"], "newest": span["newest"]}
         return found
 
-    def _manifest(self, version: int) -> dict[str, Any]:
+    def manifest(self, version: int) -> dict[str, Any]:
         try:
             return dict(json.loads(self.files.read(self._manifest_uri(version))))
         except FileNotFoundError as error:

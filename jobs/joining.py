@@ -24,6 +24,7 @@ from jobs.transforms.as_of import LEAK, training_rows
 from jobs.transforms.locate import Keep, Leaks, fetched, located, numbered
 from jobs.transforms.rows import after, quoted, utc
 
+IN_LINE, LOCATE = "in line", "locate"
 FEW = 100_000  # spine rows; below, steps of their own cost more than they save
 
 
@@ -64,7 +65,8 @@ def join_spine(
     told = [F.count(F.lit(1)).alias("rows"), F.min(time).alias("oldest"), F.max(time).alias("newest")]
     base, counts = keep(numbered(spine), told)
     span = {group.group: _span(group, counts["oldest"], counts["newest"]) for group in plan.groups}
-    in_line = [group for group in plan.groups if counts["rows"] <= few or group.skip_nulls]
+    ways = {group.group: way_of(group, counts["rows"], few) for group in plan.groups}
+    in_line = [group for group in plan.groups if ways[group.group] == IN_LINE]
     to_locate = [group for group in plan.groups if group not in in_line]
     rows = base
     if in_line:
@@ -80,8 +82,12 @@ def join_spine(
         flags=flags,
         leaks=told_leaks,
         spine_rows=counts["rows"],
-        ways={group.group: "in line" if group in in_line else "locate" for group in plan.groups},
+        ways=ways,
     )
+
+
+def way_of(group: GroupJoin, spine_rows: int, few: int = FEW) -> str:
+    return IN_LINE if spine_rows <= few or group.skip_nulls else LOCATE
 
 
 def _span(group: GroupJoin, oldest: int | None, newest: int | None) -> Column:

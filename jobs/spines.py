@@ -128,7 +128,7 @@ def read_spine(
     """The spine at a lake path, its format as found unless it is named. `typed` columns of text are left as text."""
     uri = place.lakes.uri(path)
     subject = f"Spine '{path}'"
-    spine_format = spine_format or _format_of(uri)
+    spine_format = spine_format or format_of(uri)
     if spine_format not in SPINE_FORMATS:
         hint = f"use one of {', '.join(SPINE_FORMATS)}"
         raise UsageError("Option --spine-format", f"'{spine_format}' is not known", hint=hint)
@@ -210,7 +210,7 @@ def _typed(words: SpineWords, declared: Mapping[str, tuple[str, str]]) -> dict[s
     return {**keys, words.event_time: "timestamp"}
 
 
-def _format_of(uri: str) -> str:
+def format_of(uri: str) -> str:
     if found := _ENDINGS.search(uri):
         return found[1].lower()
     files = open_file_store(uri)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
+from typing import TYPE_CHECKING
 
 from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
@@ -45,9 +46,13 @@ from jobs.transforms.locate import Keep
 from jobs.transforms.row_hash import hash_sums, row_hash_of, with_hash
 from jobs.transforms.rows import quoted
 
+if TYPE_CHECKING:
+    from jobs.explain import ExplainReport
+
 MANIFEST = DATASET_MANIFEST
 _NOT_WITH_REPLAY = (
-    "spine", "service", "spine_format", "keys", "labels", "allow_future", "splits", "gap", "prefix", "strict",
+    "spine", "service", "spine_format", "explain", "keys", "labels", "allow_future", "splits", "gap", "prefix",
+    "strict",
 )  # fmt: skip
 _USUAL = {"event_time": EVENT_TIME, "known_by": "event"}
 _SPINE_HASH, _ROW_HASH = "_tidemark_spine_hash", "_tidemark_row_hash"
@@ -351,7 +356,7 @@ class _Target:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--spine", default="", metavar="PATH", help="lake://NAME/path with entity keys and event_time")
     parser.add_argument("--service", default="", metavar="NAME[@VERSION]", help="the service whose features to join")
-    parser.add_argument("--out", required=True, metavar="PATH", help="lake://NAME/path of the dataset")
+    parser.add_argument("--out", default="", metavar="PATH", help="lake://NAME/path of the dataset")
     parser.add_argument(
         "--format", choices=DATASET_FORMATS, default="parquet", help="of the dataset (default: parquet)"
     )
@@ -379,6 +384,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--known-by", choices=KNOWN_BY, default="event", help="spine: also leave out rows created later"
     )
     parser.add_argument(
+        "--explain", action="store_true", help="only tell how it would be joined and what would be read; no job runs"
+    )
+    parser.add_argument(
         "--replay",
         default="",
         metavar="PATH[@VERSION]",
@@ -386,20 +394,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(place: Place, args: argparse.Namespace) -> TrainingSetReport:
+def run(place: Place, args: argparse.Namespace) -> TrainingSetReport | ExplainReport:
     if args.replay:
         from jobs.rebuild import rebuild
 
+        _require(args, "out")
         given = [name for name in _NOT_WITH_REPLAY if getattr(args, name)]
         given += [name for name, usual in _USUAL.items() if getattr(args, name) != usual]
         if given:
             problem = f"--replay takes all but --out and --format from the manifest; found {_dashed(given)}"
             raise UsageError("`tidemark training-set`", problem, hint=f"leave out {_dashed(given)}")
         return rebuild(place, args.replay, out=args.out, out_format=args.format)
-    missing = [name for name in ("spine", "service") if not getattr(args, name)]
-    if missing:
-        problem = f"the following arguments are required: {_dashed(missing)}"
-        raise UsageError("`tidemark training-set`", problem, hint="`tidemark training-set --help` shows what it takes")
+    _require(args, "spine", "service", *(() if args.explain else ("out",)))
+    if args.explain:
+        from jobs.explain import explain
+
+        return explain(
+            place,
+            args.spine,
+            service=args.service,
+            spine_format=args.spine_format,
+            event_time=args.event_time,
+            prefix=args.prefix,
+        )
     return training_set(
         place,
         args.spine,
@@ -416,6 +433,13 @@ def run(place: Place, args: argparse.Namespace) -> TrainingSetReport:
         prefix=args.prefix,
         rules=TimeRules(strict=args.strict, known_by=args.known_by),
     )
+
+
+def _require(args: argparse.Namespace, *names: str) -> None:
+    missing = [name for name in names if not getattr(args, name)]
+    if missing:
+        problem = f"the following arguments are required: {_dashed(missing)}"
+        raise UsageError("`tidemark training-set`", problem, hint="`tidemark training-set --help` shows what it takes")
 
 
 def _dashed(names: Sequence[str]) -> str:

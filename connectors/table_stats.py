@@ -1,0 +1,94 @@
+"""What the files of a table hold, told from their footers: rows and the span of event_time, no Spark job.
+
+a version's files -> footers -> FileStats -> those that a reader of a span of time opens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from connectors.dataset_files import delta_version
+from connectors.file_store import FileStore, open_file_store
+from connectors.lakes import joined
+from connectors.offline_tables import OfflineTable, ParquetOfflineTable
+from feature_defs.errors import DataError
+from feature_defs.model import EVENT_TIME
+
+_READERS = 16  # footers at once
+
+
+@dataclass(frozen=True)
+class FileStats:
+    """A Parquet file: bytes, rows, columns, and its oldest and newest time; None where its footer does not tell."""
+
+    bytes: int
+    rows: int
+    columns: tuple[str, ...]
+    oldest_us: int | None
+    newest_us: int | None
+
+    def may_hold(self, after_us: int | None, until_us: int | None) -> bool:
+        """Whether a row of (after, until] may be in it."""
+        if self.oldest_us is None or self.newest_us is None:
+            return True
+        return (until_us is None or self.oldest_us <= until_us) and (after_us is None or self.newest_us > after_us)
+
+
+def table_stats(table: OfflineTable, version: int) -> list[FileStats]:
+    """The files of a table's version."""
+    files = open_file_store(table.uri)
+    if isinstance(table, ParquetOfflineTable):
+        paths = [file["path"] for file in table.manifest(version)["files"]]
+    else:
+        paths = delta_paths(files, table.uri, version)
+    return files_stats(files, [joined(table.uri, path) for path in paths], EVENT_TIME)
+
+
+def delta_paths(files: FileStore, uri: str, version: int | None = None) -> list[str]:
+    found = delta_version(files, uri, uri, version)
+    if found is None:
+        raise DataError(f"Table '{uri}'", "there is no Delta table", hint="check the path")
+    return [file.path for file in found.files]
+
+
+def files_stats(files: FileStore, uris: Sequence[str], time: str) -> list[FileStats]:
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda uri: _stats(files, uri, time), uris))
+
+
+def _stats(files: FileStore, uri: str, time: str) -> FileStats:
+    with files.open(uri) as content:
+        size = content.seek(0, 2)
+        try:
+            footer = parquet.ParquetFile(content).metadata
+        except pa.ArrowInvalid as error:
+            hint = "look at the file; `tidemark maintain` does not repair one"
+            raise DataError(f"File '{uri}'", f"is no Parquet file: {error}", hint=hint) from error
+        columns = tuple(dict.fromkeys(footer.schema.column(n).path.split(".")[0] for n in range(footer.num_columns)))
+        bounds = [_bounds(footer.row_group(n), time) for n in range(footer.num_row_groups)]
+    known = [bound for bound in bounds if bound is not None]
+    if len(known) < len(bounds) or not known:
+        return FileStats(size, footer.num_rows, columns, None, None)
+    return FileStats(size, footer.num_rows, columns, min(low for low, _ in known), max(high for _, high in known))
+
+
+def _bounds(group: Any, time: str) -> tuple[int, int] | None:
+    for n in range(group.num_columns):
+        column = group.column(n)
+        if column.path_in_schema == time:
+            told = column.statistics
+            if told is None or not told.has_min_max:
+                return None
+            return _micros(told.min), _micros(told.max)
+    return None
+
+
+def _micros(value: Any) -> int:
+    """A bound as microseconds UTC: a naive time is UTC, a date its midnight."""
+    return int(pa.scalar(value).cast(pa.timestamp("us")).value)

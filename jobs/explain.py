@@ -1,0 +1,128 @@
+"""How a training set would be joined, told without running a job: which way each group goes, and what is read of it.
+
+footers of the spine -> its rows and span of time -> the way
+footers of each table's files -> those within [oldest spine time - ttl, newest] -> files, bytes and rows
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+
+from connectors.file_store import open_file_store
+from connectors.lakes import joined
+from connectors.table_stats import FileStats, delta_paths, files_stats, table_stats
+from feature_defs.errors import UsageError
+from feature_defs.join_plan import GroupJoin, TimeRules, plan_join
+from feature_defs.model import EVENT_TIME
+from jobs.joining import way_of
+from jobs.place import Place, find_service, time_of
+from jobs.report import counted, table
+from jobs.spines import format_of
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What one group adds: its table's version, the way of its join, and what of its files is read."""
+
+    group: str
+    table_version: int
+    way: str
+    files: int
+    all_files: int
+    bytes: int
+    all_bytes: int
+    rows: int
+    all_rows: int
+
+
+@dataclass(frozen=True)
+class ExplainReport:
+    """A plan. Rows are those of the files that are opened: a reader skips pages within them, too."""
+
+    service: str
+    spine: str
+    spine_rows: int
+    oldest: datetime.datetime | None
+    newest: datetime.datetime | None
+    groups: tuple[GroupPlan, ...]
+    exit_code: int = 0
+
+    def text(self) -> str:
+        span = f"{self.oldest:%Y-%m-%d %H:%M} to {self.newest:%Y-%m-%d %H:%M}" if self.oldest else "of unknown times"
+        headers = ["group", "table", "files", "of", "MB", "of", "rows", "of", "way"]
+        rows = [
+            (g.group, f"@{g.table_version}", g.files, g.all_files, g.bytes / 1e6, g.all_bytes / 1e6, g.rows, g.all_rows,
+             g.way)
+            for g in self.groups
+        ]  # fmt: skip
+        end = f"plan of {self.service}: no job ran"
+        return "\n".join(
+            [f"  spine {self.spine}: {counted(self.spine_rows, 'row')}, {span}", table(headers, rows), end]
+        )
+
+
+def explain(
+    place: Place,
+    spine: str,
+    *,
+    service: str,
+    spine_format: str = "",
+    event_time: str = EVENT_TIME,
+    prefix: bool = False,
+) -> ExplainReport:
+    """The plan of a training set over a Parquet or Delta spine."""
+    snapshot, found = find_service(place, service)
+    files = _spine_files(place, spine, spine_format, event_time)
+    columns = files[0].columns if files else ()
+    plan = plan_join(found, snapshot.definitions, spine_columns=columns, prefix=prefix, rules=TimeRules())
+    rows = sum(file.rows for file in files)
+    times = [(file.oldest_us, file.newest_us) for file in files if file.rows]
+    known = [(low, high) for low, high in times if low is not None and high is not None]
+    told = len(known) == len(times) > 0
+    oldest, newest = (min(low for low, _ in known), max(high for _, high in known)) if told else (None, None)
+    groups = []
+    for group in plan.groups:
+        offline, version = place.computed(snapshot, snapshot.definitions.groups[group.group])
+        every = table_stats(offline, version)
+        read = [file for file in every if file.may_hold(*_span(group, oldest, newest))]
+        groups.append(
+            GroupPlan(
+                group=group.group,
+                table_version=version,
+                way=way_of(group, rows),
+                files=len(read),
+                all_files=len(every),
+                bytes=sum(file.bytes for file in read),
+                all_bytes=sum(file.bytes for file in every),
+                rows=sum(file.rows for file in read),
+                all_rows=sum(file.rows for file in every),
+            )
+        )
+    return ExplainReport(
+        service=f"{found.name}@{found.version}",
+        spine=spine,
+        spine_rows=rows,
+        oldest=None if oldest is None else time_of(oldest),
+        newest=None if newest is None else time_of(newest),
+        groups=tuple(groups),
+    )
+
+
+def _span(group: GroupJoin, oldest: int | None, newest: int | None) -> tuple[int | None, int | None]:
+    after = None if oldest is None or group.ttl_us is None else oldest - group.ttl_us - 1
+    return after, newest
+
+
+def _spine_files(place: Place, path: str, spine_format: str, event_time: str) -> list[FileStats]:
+    uri = place.lakes.uri(path)
+    store, kind = open_file_store(uri), spine_format or format_of(uri)
+    if kind == "delta":
+        uris = [joined(uri, name) for name in delta_paths(store, uri)]
+    elif kind == "parquet":
+        names = [file.path for file in store.list_files(uri) if file.path.rpartition("/")[2][0] not in "._"]
+        uris = [joined(uri, name) for name in names]
+    else:
+        hint = "write it as parquet or delta, or run the training set"
+        raise UsageError(f"Spine '{path}'", f"is {kind}, which tells nothing without being read", hint=hint)
+    return files_stats(store, uris, event_time)
