@@ -121,7 +121,7 @@ def test_delta_spine_is_read_at_the_version_that_is_reported(ready: Place, table
     put(ready, table(SPINE, "product_id bigint, label int"), "lake://raw/spine", "delta")
     assert spine.rows.count() == 1
     training_set(ready, "lake://raw/spine", service="churn", out="lake://work/out")
-    assert read_json(ready, f"lake://work/out/{MANIFEST}")["spine_version"] == 2
+    assert read_json(ready, f"lake://work/out/{MANIFEST}")["spine"]["version"] == 2
 
 
 def test_pandas_and_arrow_keep_microseconds_and_take_naive_times_as_utc(ready: Place, table: Table) -> None:
