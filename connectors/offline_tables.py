@@ -102,17 +102,18 @@ def others_than(rows: DataFrame, replaced_by: DataFrame, on: Sequence[str]) -> D
 
 @contextmanager
 def session_conf(spark: SparkSession, values: Mapping[str, str], *, may_refuse: bool = False) -> Iterator[None]:
-    """Settings of the session for a while. Serverless compute refuses most."""
-    before = {name: spark.conf.get(name, None) for name in values}
-    try:
+    """Settings of the session for a while. Serverless compute refuses to tell and to change most."""
+    before: dict[str, str | None] = {}
+    for name, value in values.items():
         with suppress(Exception) if may_refuse else nullcontext():
-            for name, value in values.items():
-                spark.conf.set(name, value)
+            known = spark.conf.get(name, None)
+            spark.conf.set(name, value)
+            before[name] = known
+    try:
         yield
     finally:
-        with suppress(Exception) if may_refuse else nullcontext():
-            for name, known in before.items():
-                spark.conf.unset(name) if known is None else spark.conf.set(name, known)
+        for name, known in before.items():
+            spark.conf.unset(name) if known is None else spark.conf.set(name, known)
 
 
 def writing(spark: SparkSession) -> AbstractContextManager[None]:
@@ -377,8 +378,12 @@ def clustered_by(schema: StructType) -> list[str]:
 def _properties(schema: StructType) -> dict[str, str]:
     """Of a new Delta table. Least and greatest values only of what readers look for: those of all columns take as long
     as writing the rows does."""
-    known = ",".join(f"`{name}`" for name in clustered_by(schema)) if EVENT_TIME in schema.names else ""
+    known = ",".join(map(_quoted, clustered_by(schema))) if EVENT_TIME in schema.names else ""
     return {"delta.enableDeletionVectors": "true", **({"delta.dataSkippingStatsColumns": known} if known else {})}
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
 
 
 def _newest(files: FileStore, folder: str, pattern: str) -> int | None:

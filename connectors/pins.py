@@ -99,6 +99,6 @@ def _delta_runs(files: FileStore, uri: str) -> set[str]:
             continue
         for line in files.read(joined(log, file.path)).splitlines():
             note = json.loads(line).get("commitInfo", {}).get("userMetadata") if line.strip() else None
-            if note:
+            if note and note.startswith("{"):  # others may say what they like of theirs
                 runs.add(str(json.loads(note).get("run")))
     return runs

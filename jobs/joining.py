@@ -26,6 +26,7 @@ from jobs.transforms.rows import after, quoted, utc
 
 IN_LINE, LOCATE = "in line", "locate"
 FEW = 100_000  # spine rows; below, steps of their own cost more than they save
+ANY = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,15 @@ def kept_in(folder: str) -> Keep:
     return keep
 
 
-def kept_in_memory(rows: DataFrame, metrics: Sequence[Column]) -> tuple[DataFrame, Mapping[str, Any]]:
-    """Keep rows as long as the session uses them: for a notebook, whose rows are read nobody knows when."""
-    kept = rows.persist()
-    return kept, kept.agg(*metrics).collect()[0].asDict()
+def not_kept(rows: DataFrame, metrics: Sequence[Column]) -> tuple[DataFrame, Mapping[str, Any]]:
+    """For rows that are read nobody knows when, as in a notebook; only the way in line goes without keeping them."""
+    return rows, rows.agg(*metrics).collect()[0].asDict()
 
 
 def join_spine(
     spine: DataFrame, tables: Mapping[str, DataFrame], plan: JoinPlan, *, keep: Keep, few: int = FEW
 ) -> Joined:
-    """Every spine row once, with the features as they were at its time."""
+    """Every spine row once, with the features as they were at its time; of at most `few` rows in line."""
     time = F.unix_micros(utc(F.col(EVENT_TIME), spine.schema[EVENT_TIME].dataType))
     told = [F.count(F.lit(1)).alias("rows"), F.min(time).alias("oldest"), F.max(time).alias("newest")]
     base, counts = keep(numbered(spine), told)
@@ -71,7 +71,7 @@ def join_spine(
     rows = base
     if in_line:
         near = [tables[group.group].where(span[group.group]) for group in in_line]
-        if counts["rows"] <= few:
+        if counts["rows"] <= FEW:
             near = [_of_entities(table, base, group) for table, group in zip(near, in_line, strict=True)]
         rows = training_rows(base, near, replace(plan, groups=tuple(in_line)))
     found = located(base, tables, replace(plan, groups=tuple(to_locate)), keep=keep, span=span) if to_locate else []

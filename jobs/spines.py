@@ -285,6 +285,9 @@ def _check_words(
 ) -> None:
     """UsageError when an option names a column that the spine does not have, or one that it must not have."""
     columns = [name for name in spine.rows.columns if name != UNREADABLE]
+    if hidden := next((name for name in columns if name.lower().startswith(HIDDEN)), None):
+        problem = f"has a column '{hidden}', a name that is Tidemark's own"
+        raise DataError("Spine", problem, hint="drop it from the spine, or rename it")
     named = [("--key", column) for column in words.keys.values()] + [("--label", label) for label in words.labels]
     if words.event_time != EVENT_TIME:
         named.append(("--event-time", words.event_time))

@@ -96,10 +96,10 @@ class Store:
     ) -> DataFrame:
         """The joined rows as a DataFrame, to go on with; `write_training_set` makes a pinned dataset of them.
 
-        The spine is a lake path, a Spark or pandas DataFrame, or a pyarrow Table. What is kept on the way stays in the
-        executors' memory or on their disks as long as the session lives.
+        The spine is a lake path, a Spark or pandas DataFrame, or a pyarrow Table. Nothing is kept on the way, so a spine
+        of any size goes in line (docs/training-sets.md); for a large one `write_training_set` is faster.
         """
-        from jobs.joining import kept_in_memory
+        from jobs.joining import ANY, join_spine, not_kept
         from jobs.spines import SpineWords, open_spine
         from jobs.training_set import plan_dataset
 
@@ -108,7 +108,9 @@ class Store:
         given = open_spine(self.place, spine, found, snapshot.definitions, words=words)
         rules = TimeRules(strict=strict, known_by=known_by)
         planned = plan_dataset(self.place, given.rows, snapshot, found, prefix=prefix, rules=rules)
-        return given.restored(planned.join(given.rows, kept_in_memory).rows, planned.plan.outputs)
+        return given.restored(
+            join_spine(given.rows, planned.tables, planned.plan, keep=not_kept, few=ANY).rows, planned.plan.outputs
+        )
 
     def write_training_set(self, spine: object, *, service: str, out: str, **options: Any) -> TrainingSetReport:
         """`options` are those of `jobs.training_set.training_set`: out_format, keys, labels, splits, gap, ..."""

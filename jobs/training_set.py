@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -289,6 +290,8 @@ class _Target:
             raise UsageError("Option --format", f"'{out_format}' is not known", hint=hint)
         self.spark, self.out, self.format = place.spark, out, out_format
         self.uri = place.lakes.uri(out)
+        if not re.fullmatch(r"lake://[^/]+/+[^/].*", out):
+            raise UsageError("Option --out", f"'{out}' is a whole lake", hint="name a folder in it: lake://NAME/path")
         self.files: FileStore = open_file_store(self.uri)
         self.delta = DeltaOfflineTable(self.spark, self.files, self.uri)
 
@@ -311,7 +314,7 @@ class _Target:
     def write(self, rows: DataFrame, begun: Manifest, finished: Callable[[], Manifest]) -> Manifest:
         """Write the rows; then they are counted, and `finished` gives their manifest, or an error and no dataset.
 
-        With parts, each is in a folder `split=NAME`.
+        In Delta the commit is there by then, and stays. With parts, each is in a folder `split=NAME`.
         """
         parts = [SPLIT] if begun.splits else []
         if self.format == "delta" and not begun.replay_of:
@@ -346,9 +349,11 @@ class _Target:
             if replaces:
                 self.files.rename(self.uri, old)
             self.files.rename(draft, self.uri)
-        except (FileExistsError, FileNotFoundError) as error:
+        except BaseException as error:  # Ctrl-C too
             if replaces and not self.files.list_files(self.uri):
                 self.files.rename(old, self.uri)
+            if not isinstance(error, FileExistsError | FileNotFoundError):
+                raise
             hint = "run it again once the other is done, or choose another --out"
             raise LakeError(f"Path '{self.out}'", "another run wrote it meanwhile", hint=hint) from error
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, product
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -20,7 +21,7 @@ from pyspark.sql import functions as F
 
 from feature_defs import Entity, Feature, FeatureGroup
 from feature_defs.join_plan import GroupJoin, JoinPlan, TimeRules
-from jobs.joining import join_spine, kept_in_memory
+from jobs.joining import join_spine, kept_in
 from jobs.transforms.as_of import LEAK, latest_rows, training_rows
 from jobs.transforms.features import feature_rows
 from tests import oracle
@@ -110,12 +111,12 @@ def test_join_equals_the_loops_row_for_row(spark: SparkSession, strict: bool, kn
 @pytest.mark.parametrize("known_by", ["event", "spine"])
 @pytest.mark.parametrize("strict", [False, True])
 def test_located_rows_equal_the_loops_row_for_row(
-    spark: SparkSession, monkeypatch: pytest.MonkeyPatch, strict: bool, known_by: str, most_seen: int
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strict: bool, known_by: str, most_seen: int
 ) -> None:
     monkeypatch.setattr("jobs.transforms.locate._MOST_SEEN", most_seen)
     plan = JoinPlan("s", 1, GROUPS, TimeRules(strict=strict, known_by=known_by))
     tables = {group.group: row_frame(spark) for group in GROUPS}
-    joined = join_spine(spine_frame(spark), tables, plan, keep=kept_in_memory, few=0)
+    joined = join_spine(spine_frame(spark), tables, plan, keep=kept_in(f"file://{tmp_path}"), few=0)
     ways = {group.group: "in line" if group.skip_nulls else "locate" for group in GROUPS}
     assert joined.ways == ways
     found = joined.rows.toArrow()

@@ -28,6 +28,7 @@ from feature_defs.model import CREATED_TIME, EVENT_TIME
 from jobs.transforms.arrays import LEAST
 from jobs.transforms.locate_kernel import MOST_GROUPS, TAGS, Search, partition_points, tag_of
 from jobs.transforms.maps import entries_of, maps_again
+from jobs.transforms.row_hash import row_hash
 from jobs.transforms.rows import after, quoted, utc
 
 ROW = "_tidemark_row"  # the number of a spine row
@@ -39,9 +40,8 @@ _COLUMNS = {
     "time": LongType(), "created": LongType(), "would_time": LongType(), "would_created": LongType(),
     "differs": BooleanType(), "twin": BooleanType(),
 }  # fmt: skip
-_BROADCAST = 4_000_000  # rows of 40 bytes; more are shuffled, with the wide rows
+_BROADCAST = 2_000_000  # rows of about 100 bytes; more are shuffled, with the wide rows
 _MOST_SEEN = 20_000  # spine rows of which the driver is told
-_HASH_OF_NULL = 42
 
 Keep = Callable[[DataFrame, Sequence[Column]], tuple[DataFrame, Mapping[str, Any]]]
 """Keeps rows, and tells what these aggregates of them are."""
@@ -165,10 +165,9 @@ class Leaks:
         """How many for each output; of what was seen only after the fetched rows were written."""
         if self.query is not None:
             return dict(self.query.collect()[0].asDict())
-        found: dict[int, Sequence[int]] = (
-            {row[ROW]: row["hashes"] for row in self.seen.get["seen"]} if self.seen else {}
-        )
-        none = [_HASH_OF_NULL] * len(self.outputs)
+        assert self.seen is not None
+        found = {row[ROW]: list(row["hashes"]) for row in self.seen.get["seen"]}
+        none = [None] * len(self.outputs)
         pairs = [(found.get(row, none), found.get(-1 - row, none)) for row in {max(row, -1 - row) for row in found}]
         return {output: sum(ours[i] != theirs[i] for ours, theirs in pairs) for i, output in enumerate(self.outputs)}
 
@@ -185,7 +184,7 @@ def fetched(
             wanted = _wanted(part, n, "")
             if 0 < told.differs <= _MOST_SEEN:
                 wanted = wanted.unionAll(_wanted(part, n, "would_"))
-            values = _values(part, n, table, wanted)
+            values = _values(part, n, table, wanted, told.rows)
             if 0 < told.differs <= _MOST_SEEN:
                 leaks.append(Leaks(outputs, seen=Observation()))
                 values = _observed(values, group, leaks[-1])
@@ -210,10 +209,7 @@ def _wanted(part: Located, n: int, other: str) -> DataFrame:
 
 def _observed(values: DataFrame, group: GroupJoin, leaks: Leaks) -> DataFrame:
     assert leaks.seen is not None
-    hashed = [
-        F.xxhash64(F.sort_array(F.map_entries(f"`{name}`")) if name in group.maps else F.col(f"`{name}`"))
-        for name in group.features
-    ]
+    hashed = [F.when(F.col(f"`{name}`").isNotNull(), row_hash(values, [name])) for name in group.features]
     pair = F.struct(F.col(ROW), F.array(*hashed).alias("hashes"))
     return values.observe(leaks.seen, F.collect_list(F.when(F.col(_SEEN), pair)).alias("seen"))
 
@@ -222,7 +218,7 @@ def _differing(part: Located, n: int, table: DataFrame) -> DataFrame:
     """One row: of each output, how many cells would differ."""
     group = part.groups[n]
     ours, others = (
-        entries_of(_values(part, n, table, _wanted(part, n, other).where(_SEEN)), group.maps)
+        entries_of(_values(part, n, table, _wanted(part, n, other).where(_SEEN), part.found[n].differs), group.maps)
         for other in ("", "would_")
     )
     both = ours.alias("o").join(others.alias("w"), F.col(f"o.{ROW}") == F.lit(-1) - F.col(f"w.{ROW}"), "full")
@@ -234,8 +230,8 @@ def _differing(part: Located, n: int, table: DataFrame) -> DataFrame:
     )
 
 
-def _values(part: Located, n: int, table: DataFrame, wanted: DataFrame) -> DataFrame:
-    """(number, features, seen) of the rows with the wanted keys and clocks. Of twins the greatest by its values."""
+def _values(part: Located, n: int, table: DataFrame, wanted: DataFrame, count: int) -> DataFrame:
+    """(number, features, seen) of `count` wanted rows, by keys and clocks. Of twins the greatest by its values."""
     group, told = part.groups[n], part.found[n]
     wide = table.where(after(told.oldest_us - 1) & ~after(told.newest_us)).select(
         *group.keys,
@@ -254,7 +250,7 @@ def _values(part: Located, n: int, table: DataFrame, wanted: DataFrame) -> DataF
         if name == _CREATED:
             here, there = (F.coalesce(column, F.lit(LEAST)) for column in (here, there))
         same = same & here.between(there, there)
-    met = wide.join(F.broadcast(wanted) if told.rows <= _BROADCAST else wanted, same)
+    met = wide.join(F.broadcast(wanted) if count <= _BROADCAST else wanted, same)
     rows = met.select(f"l.{ROW}", *(f"t.{name}" for name in quoted(group.features)), f"l.{_SEEN}")
     if not told.twins:
         return rows

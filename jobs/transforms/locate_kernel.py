@@ -5,8 +5,8 @@
     point's row of a group                the last one before it, if it is of the same entity: a search in places
     point's known row of a group          the same, of the rows that were created by then
 
-`other` is a row's created_time, null the oldest, or a point's own number. A partition holds three numbers a row,
-whatever the tables' width; no loop is over rows or entities.
+`other` is a row's created_time, null the oldest, or a point's own number. A partition, and so a whole entity, is held
+as numbers: some 200 bytes a row, whatever the tables' width. No loop is over rows or entities.
 """
 
 from __future__ import annotations
@@ -105,22 +105,22 @@ class _Rows(NamedTuple):
 
 def _found(rows: _Sorted, search: Search) -> Iterator[pa.RecordBatch]:
     points = np.flatnonzero(rows.tag == search.point)
-    columns: list[tuple[Array, Array | None]] = []
+    columns: list[tuple[Array, Array]] = []
     for group, ttl in enumerate(search.ttls):
         columns += _of_group(rows, points, np.flatnonzero(rows.tag == tag_of(group)), ttl, search)
     for start in range(0, len(points), OUT):
         part = slice(start, start + OUT)
         entity = pa.array(rows.entity[points[part]])
         arrays = [pa.array(rows.other[points[part]]), *(key.take(entity) for key in rows.entities)]
-        arrays += [pa.array(values[part], mask=None if here is None else ~here[part]) for values, here in columns]
+        arrays += [pa.array(values[part], mask=~here[part]) for values, here in columns]
         yield pa.RecordBatch.from_arrays(arrays, names=list(search.names))
 
 
 def _of_group(
     rows: _Sorted, points: Array, places: Array, ttl: int | None, search: Search
-) -> Sequence[tuple[Array, Array | None]]:
-    """The columns of `locate.COLUMNS`: the row that answers, whether it has a twin, the one that would by the other
-    rule, and whether that is another one."""
+) -> Sequence[tuple[Array, Array]]:
+    """The clocks of the row that answers and of the one that would by the other rule, whether they differ, whether
+    either has a twin."""
     time = rows.time[points]
     newest = _last(rows, points, places)
     known = _known(rows, points, places, newest, search)
