@@ -96,8 +96,8 @@ class Store:
     ) -> DataFrame:
         """The joined rows as a DataFrame, to go on with; `write_training_set` makes a pinned dataset of them.
 
-        The spine is a lake path, a Spark or pandas DataFrame, or a pyarrow Table. Nothing is kept on the way, so a spine
-        of any size goes in line (docs/training-sets.md); for a large one `write_training_set` is faster.
+        The spine is a lake path, a Spark or pandas DataFrame, or a pyarrow Table. Nothing is kept on the way, so one of
+        any size goes in line (docs/training-sets.md); for a large one `write_training_set` is faster.
         """
         from jobs.joining import ANY, join_spine, not_kept
         from jobs.spines import SpineWords, open_spine
