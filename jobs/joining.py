@@ -58,9 +58,10 @@ def not_kept(rows: DataFrame, metrics: Sequence[Column]) -> tuple[DataFrame, Map
 
 
 def join_spine(
-    spine: DataFrame, tables: Mapping[str, DataFrame], plan: JoinPlan, *, keep: Keep, few: int = FEW
+    spine: DataFrame, tables: Mapping[str, DataFrame], plan: JoinPlan, *, keep: Keep, few: int | None = None
 ) -> Joined:
     """Every spine row once, with the features as they were at its time; of at most `few` rows in line."""
+    few = FEW if few is None else few
     time = F.unix_micros(utc(F.col(EVENT_TIME), spine.schema[EVENT_TIME].dataType))
     told = [F.count(F.lit(1)).alias("rows"), F.min(time).alias("oldest"), F.max(time).alias("newest")]
     base, counts = keep(numbered(spine), told)

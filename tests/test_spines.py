@@ -171,8 +171,9 @@ def test_keys_and_time_by_other_names_leave_the_spines_columns_as_they_are(ready
         assert_rows(found, expected)
         assert (report.null_key_rows, report.null_time_rows, report.matched) == (0, 0, {"amount": 2, "seen": 1})
     note = read_json(ready, f"lake://work/parquet/{MANIFEST}")
-    assert (note["keys"], note["event_time"], note["labels"]) == (keys, "at", ["label"])
-    assert note["columns"] == expected.columns
+    told = note["spine"]
+    assert (told["keys"], told["event_time"], told["labels"]) == (keys, "at", ["label"])
+    assert [column["name"] for column in note["columns"]] == expected.columns
 
 
 def test_text_with_other_key_names_has_their_types(ready: Place, table: Table) -> None:
@@ -181,7 +182,7 @@ def test_text_with_other_key_names_has_their_types(ready: Place, table: Table) -
     assert found.rows.drop("customer_id", "event_time").dtypes == [
         ("ref", "string"), ("at", "timestamp"), ("product_id", "bigint"),
     ]  # fmt: skip
-    assert found.columns == ["ref", "at", "product_id"]
+    assert [name for name, _ in found.own] == ["ref", "at", "product_id"]
 
 
 def joined_csv(place: Place, **words: Any) -> Spine:
@@ -235,6 +236,16 @@ def test_time_in_the_future_is_refused_unless_it_is_allowed(ready: Place, table:
     assert joined(ready, here).count() == 3
     with pytest.raises(DataError, match="3 rows with a time in the future"):
         joined(ready, here.selectExpr("customer_id", "product_id", "event_time + interval 1 hour AS event_time"))
+
+
+def test_column_with_a_name_of_ours_and_a_whole_lake_are_refused(ready: Place, table: Table) -> None:
+    text = "customer_id | product_id | event_time | _Tidemark_row\n007 | 1 | 2026-01-05 00:00:00 | 1"
+    spine = table(text, "customer_id string, product_id bigint, event_time timestamp, _Tidemark_row int")
+    with pytest.raises(DataError, match="has a column '_Tidemark_row', a name that is Tidemark's own\nHint: drop it"):
+        joined(ready, spine)
+    for out in ("lake://work", "lake://work/"):
+        with pytest.raises(UsageError, match=f"'{out}' is a whole lake\nHint: name a folder in it"):
+            training_set(ready, "lake://raw/spine", service="churn", out=out)
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,22 @@ def test_dataset_manifest_and_report_in_parquet_and_delta_also_when_made_again(r
     assert drafts == []
 
 
+def test_many_spine_rows_are_located_and_nothing_kept_on_the_way_is_left(
+    ready: Place, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same rows and the same report whichever way they are joined."""
+    reports = []
+    for few in (100_000, 0):
+        monkeypatch.setattr("jobs.joining.FEW", few)
+        reports.append(training_set(ready, "lake://raw/spine", service="churn", out="lake://work/out"))
+        assert_rows(read_out(ready, "parquet"), expected(table))
+        assert [path for path in [*files_in(ready, "work"), *folders_in(ready, "work")] if "._" in path] == []
+    line, located = reports
+    assert (set(line.ways.values()), set(located.ways.values())) == ({"in line"}, {"locate"})
+    for field in ("hash", "rows", "matched", "leaked_cells", "null_key_rows", "null_time_rows"):
+        assert getattr(line, field) == getattr(located, field)
+
+
 def test_options_reach_the_join(ready: Place, table: Table) -> None:
     rules = TimeRules(strict=True, known_by="spine")
     training_set(ready, "lake://raw/spine", service="churn", out="lake://work/out", prefix=True, rules=rules)
