@@ -9,7 +9,6 @@ A folder `split=NAME` holds the rows of that part and gives them the column `spl
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,17 +18,16 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from connectors.file_store import FileStore, open_file_store
+from connectors.delta_log import delta_version
+from connectors.file_store import FileStore, data_files, open_file_store
 from connectors.lakes import joined
 from feature_defs import data_types
 from feature_defs.data_types import DataType
 from feature_defs.errors import DataError, listed, near_miss
 from feature_defs.splits import SPLIT
 
-_LOG = "_delta_log"
 _USE_SPARK = "read it with Spark: .spark()"
 _PART = re.compile(rf"(?:^|/){SPLIT}=([^/]+)/")
-_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.(\d{10})\.(\d{10}))?\.parquet")
 _CSV_BLOCK = 8 << 20  # a row must fit in one
 _ARROW = {
     "boolean": pa.bool_(), "tinyint": pa.int8(), "smallint": pa.int16(), "int": pa.int32(), "bigint": pa.int64(),
@@ -47,7 +45,7 @@ class DataFile:
 
 
 @dataclass(frozen=True)
-class DeltaVersion:
+class DatasetVersion:
     """What a Delta table's log says of one version: its files and the note of the run that wrote it."""
 
     version: int
@@ -128,91 +126,29 @@ def rebatched(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Recor
 
 def folder_files(files: FileStore, uri: str) -> tuple[DataFile, ...]:
     """The data files of a Parquet or CSV dataset; `_tidemark.json`, `_SUCCESS` and checksums are none."""
-    found = (file for file in files.list_files(uri) if file.size and not re.search(r"(^|/)[._]", file.path))
+    found = (file for file in data_files(files, uri).values() if file.size)
     return tuple(DataFile(file.path, _part_of(file.path)) for file in found)
 
 
-def delta_version(files: FileStore, uri: str, path: str, version: int | None = None) -> DeltaVersion | None:
-    """A version of the Delta table at a URI, by default the newest; None when there is no table."""
-    log = joined(uri, _LOG)
-    names = {file.path for file in files.list_files(log)}
-    commits = sorted(int(name[:20]) for name in names if re.fullmatch(r"\d{20}\.json", name))
-    if not commits:
-        return None
+def dataset_version(files: FileStore, uri: str, path: str, version: int | None = None) -> DatasetVersion | None:
+    """A version of a Delta dataset, by default the newest; None when there is no table.
+
+    DataError for one of features that only Spark reads.
+    """
     subject = f"Dataset '{path}'"
-    wanted = commits[-1] if version is None else version
-    if wanted not in commits:
-        problem = f"has no version {wanted}"
-        raise DataError(subject, problem, hint=f"versions {commits[0]} to {commits[-1]} are there")
-    start, parts = _newest_checkpoint(names, wanted)
-    needed = range(start + 1, wanted + 1)
-    if not set(needed) <= set(commits):
-        raise DataError(subject, f"the log of version {wanted} is not all there", hint=_USE_SPARK)
-    live: dict[str, dict[str, Any]] = {}
-    for action in (action for name in parts for action in _checkpoint_actions(files.read(joined(log, name)))):
-        _apply(subject, live, action)
-    for number in needed:
-        for action in _commit_actions(files, log, number):
-            _apply(subject, live, action)
-    adds = sorted((unquote(name), add) for name, add in live.items())
-    found = tuple(DataFile(name, dict(add["partitionValues"] or ()).get(SPLIT)) for name, add in adds)
-    return DeltaVersion(wanted, _note(files, log, [number for number in commits if number <= wanted]), found)
-
-
-def _newest_checkpoint(names: set[str], wanted: int) -> tuple[int, list[str]]:
-    """The version and the files of the newest whole checkpoint up to a version; -1 and none without one."""
-    found: dict[tuple[int, int], list[str]] = {}
-    for name in sorted(names):
-        if (match := _CHECKPOINT.fullmatch(name)) and int(match[1]) <= wanted:
-            found.setdefault((int(match[1]), int(match[3] or 1)), []).append(name)
-    whole = [(version, parts) for (version, count), parts in found.items() if len(parts) == count]
-    return max(whole, default=(-1, []))
-
-
-def _checkpoint_actions(content: bytes) -> Iterator[dict[str, Any]]:
-    reader = parquet.ParquetFile(pa.BufferReader(content))
-    columns = ["add.path", "add.partitionValues", "metaData.configuration", "metaData.partitionColumns"]
-    if any(name.startswith("add.deletionVector.") for name in _leaves(reader)):
-        columns.append("add.deletionVector")
-    for batch in reader.iter_batches(columns=columns):
-        yield from batch.to_pylist()
-
-
-def _leaves(reader: parquet.ParquetFile) -> list[str]:
-    return [reader.schema.column(i).path for i in range(len(reader.schema))]
-
-
-def _commit_actions(files: FileStore, log: str, version: int) -> Iterator[dict[str, Any]]:
-    for line in files.read(joined(log, f"{version:020d}.json")).splitlines():
-        if line.strip():
-            yield json.loads(line)
-
-
-def _apply(subject: str, live: dict[str, dict[str, Any]], action: Mapping[str, Any]) -> None:
-    """One action of a log; a table of features that only Spark reads is refused."""
-    if add := action.get("add"):
-        if add.get("deletionVector"):
-            raise DataError(subject, "rows of it were deleted in place", hint=_USE_SPARK)
-        if ":" in unquote(add["path"]).partition("/")[0]:
-            raise DataError(subject, "a file of it lies elsewhere", hint=_USE_SPARK)
-        live[add["path"]] = add
-    elif remove := action.get("remove"):
-        live.pop(remove["path"], None)
-    elif metadata := action.get("metaData"):
-        if dict(metadata.get("configuration") or ()).get("delta.columnMapping.mode", "none") != "none":
-            raise DataError(subject, "its columns have other names in its files", hint=_USE_SPARK)
-        if [name for name in metadata.get("partitionColumns") or () if name != SPLIT]:
-            raise DataError(subject, "it is partitioned by columns other than the parts", hint=_USE_SPARK)
-
-
-def _note(files: FileStore, log: str, commits: Sequence[int]) -> Mapping[str, Any]:
-    """What the run that wrote the rows says: the newest commit with a note."""
-    for number in reversed(commits):
-        for action in _commit_actions(files, log, number):
-            text = action.get("commitInfo", {}).get("userMetadata") or ""
-            if text.startswith("{"):
-                return dict(json.loads(text))
-    return {}
+    found = delta_version(files, uri, subject, version)
+    if found is None:
+        return None
+    if dict(found.metadata.get("configuration") or ()).get("delta.columnMapping.mode", "none") != "none":
+        raise DataError(subject, "its columns have other names in its files", hint=_USE_SPARK)
+    if [name for name in found.metadata.get("partitionColumns") or () if name != SPLIT]:
+        raise DataError(subject, "it is partitioned by columns other than the parts", hint=_USE_SPARK)
+    if any(add.get("deletionVector") for add in found.adds):
+        raise DataError(subject, "rows of it were deleted in place", hint=_USE_SPARK)
+    if any(":" in unquote(add["path"]).partition("/")[0] for add in found.adds):
+        raise DataError(subject, "a file of it lies elsewhere", hint=_USE_SPARK)
+    parts = sorted((unquote(add["path"]), dict(add["partitionValues"] or ()).get(SPLIT)) for add in found.adds)
+    return DatasetVersion(found.version, found.note, tuple(DataFile(name, split) for name, split in parts))
 
 
 def _part_of(path: str) -> str | None:

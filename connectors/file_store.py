@@ -159,6 +159,24 @@ def check_writable(files: FileStore, folder: str) -> None:
     files.delete(probe)
 
 
+def data_files(files: FileStore, uri: str) -> dict[str, FileInfo]:
+    """What Spark reads at a path, by URI: the files below a folder that are not hidden, or the one file it names."""
+    try:
+        below = files.list_files(uri)
+    except LakeError:  # a file cannot be listed
+        below = []
+    if below:
+        return {f"{uri.rstrip('/')}/{file.path}": file for file in below if not is_hidden(file.path)}
+    folder, _, name = uri.rpartition("/")
+    named = [file for file in files.list_files(folder) if file.path == name and not is_hidden(name)]
+    return dict(zip([uri], named, strict=False))
+
+
+def is_hidden(path: str) -> bool:
+    """As Spark judges it: `_SUCCESS` and `.part.crc` are no data, `_day=1/part` is."""
+    return any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in path.split("/"))
+
+
 def list_drafts(files: FileStore, uri: str) -> list[FileInfo]:
     """Files below a folder that were begun and not finished. Only local ones are drafts first."""
     if not isinstance(files, LocalFileStore):

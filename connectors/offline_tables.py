@@ -24,9 +24,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from connectors.delta_log import commit_actions, commits, note_in
 from connectors.file_store import FileStore, open_file_store
 from connectors.lakes import joined
 from feature_defs.errors import LakeError, UsageError
+from feature_defs.expressions import quoted
 from feature_defs.model import EVENT_TIME, HIDDEN, REJECTED
 
 Note = Mapping[str, Any]
@@ -139,7 +141,7 @@ class DeltaOfflineTable:
 
     def version(self) -> int | None:
         # the log is listed rather than asked of Spark: DESCRIBE HISTORY costs a job, a listing does not
-        return _newest(self.files, joined(self.uri, "_delta_log"), r"(\d{20})\.json")
+        return max(commits(self.files, self.uri), default=None)
 
     def read(self, version: int | None = None) -> DataFrame:
         return shown(self.read_all(version))
@@ -157,13 +159,9 @@ class DeltaOfflineTable:
 
     def _own_note(self, version: int) -> Note:
         try:
-            log = self.files.read(joined(self.uri, "_delta_log", f"{version:020d}.json"))
+            return note_in(commit_actions(self.files, self.uri, version))
         except FileNotFoundError:  # cleaned up by Delta's own retention
             return {}
-        actions = (json.loads(line) for line in log.splitlines() if line.strip())
-        info: Note = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
-        text = info.get("userMetadata") or "{}"
-        return dict(json.loads(text)) if text.startswith("{") else {}
 
     def replace(self, rows: DataFrame, note: Note, *, partition_by: Sequence[str] = ()) -> int:
         """As any table's; `partition_by` gives each value of these columns a folder."""
@@ -244,7 +242,8 @@ class ParquetOfflineTable:
     uri: str
 
     def version(self) -> int | None:
-        return _newest(self.files, joined(self.uri, "_tidemark"), r"(\d{8})\.json")
+        names = (re.fullmatch(r"(\d{8})\.json", file.path) for file in self.files.list_files(self._manifests))
+        return max((int(name[1]) for name in names if name), default=None)
 
     def read(self, version: int | None = None) -> DataFrame:
         return shown(self.read_all(version))
@@ -349,7 +348,11 @@ class ParquetOfflineTable:
             raise LakeError(f"Table '{self.uri}'", f"has no version {version}", hint=hint) from error
 
     def _manifest_uri(self, version: int) -> str:
-        return joined(self.uri, "_tidemark", f"{version:08d}.json")
+        return joined(self._manifests, f"{version:08d}.json")
+
+    @property
+    def _manifests(self) -> str:
+        return joined(self.uri, "_tidemark")
 
 
 @contextmanager
@@ -378,17 +381,8 @@ def clustered_by(schema: StructType) -> list[str]:
 def _properties(schema: StructType) -> dict[str, str]:
     """Of a new Delta table. Least and greatest values only of what readers look for: those of all columns take as long
     as writing the rows does."""
-    known = ",".join(map(_quoted, clustered_by(schema))) if EVENT_TIME in schema.names else ""
+    known = ",".join(map(quoted, clustered_by(schema))) if EVENT_TIME in schema.names else ""
     return {"delta.enableDeletionVectors": "true", **({"delta.dataSkippingStatsColumns": known} if known else {})}
-
-
-def _quoted(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"
-
-
-def _newest(files: FileStore, folder: str, pattern: str) -> int | None:
-    names = (re.fullmatch(pattern, file.path) for file in files.list_files(folder))
-    return max((int(name[1]) for name in names if name), default=None)
 
 
 def _existing(table: OfflineTable, version: int | None) -> int:

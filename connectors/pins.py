@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from connectors.delta_log import commit_actions, commits, note_in
 from connectors.file_store import FileStore, open_file_store
 from connectors.lakes import Lakes, joined
 from feature_defs.errors import TidemarkError
@@ -92,13 +93,5 @@ def _run_of(files: FileStore, uri: str) -> str | None:
 
 def _delta_runs(files: FileStore, uri: str) -> set[str]:
     """The runs whose versions a Delta dataset has."""
-    log = joined(uri, "_delta_log")
-    runs = set()
-    for file in files.list_files(log):
-        if not file.path.endswith(".json") or "/" in file.path:
-            continue
-        for line in files.read(joined(log, file.path)).splitlines():
-            note = json.loads(line).get("commitInfo", {}).get("userMetadata") if line.strip() else None
-            if note and note.startswith("{"):  # others may say what they like of theirs
-                runs.add(str(json.loads(note).get("run")))
-    return runs
+    notes = (note_in(commit_actions(files, uri, version)) for version in commits(files, uri))
+    return {str(note["run"]) for note in notes if "run" in note}

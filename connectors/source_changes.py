@@ -7,7 +7,6 @@ Rows that were only added can be computed alone; a file that was rewritten or re
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from urllib.parse import unquote
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from connectors.delta_log import commit_actions
 from connectors.file_store import FileStore, open_file_store
-from connectors.lakes import joined
 
 State = Mapping[str, Any]
 FILE = "_metadata.file_name"
@@ -68,10 +67,10 @@ def _in_log(files: FileStore, uri: str, then: State, now: State) -> Added | None
     names: set[str] = set()
     for version in range(then["version"] + 1, now["version"] + 1):
         try:
-            commit = files.read(joined(uri, "_delta_log", f"{version:020d}.json"))
+            actions = commit_actions(files, uri, version)
         except FileNotFoundError:  # cleaned up by Delta's own retention
             return None
-        for action in map(json.loads, filter(str.strip, commit.decode().splitlines())):
+        for action in actions:
             removed, added = action.get("remove"), action.get("add")
             if "metaData" in action or (removed and (removed["dataChange"] or _name(removed) in names)):
                 return None

@@ -19,7 +19,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructType
 
-from connectors.file_store import FileStore, open_file_store
+from connectors.file_store import FileStore, data_files, open_file_store
 from connectors.lakes import Lakes, joined
 from connectors.offline_tables import OfflineTable
 from connectors.source_changes import Added, State
@@ -211,17 +211,5 @@ def _id_in_checkpoint(content: bytes) -> str | None:
 
 def _files_state(files: FileStore, uri: str) -> dict[str, Any]:
     """Size and time of every data file below the path, or of the one file that it names."""
-    folder, _, name = uri.rpartition("/")
-    try:
-        found = files.list_files(uri) or [file for file in files.list_files(folder) if file.path == name]
-    except LakeError:  # a file cannot be listed
-        found = [file for file in files.list_files(folder) if file.path == name]
-    return {
-        "kind": "files",
-        "files": {file.path: [file.size, file.modified_us] for file in found if not _is_hidden(file.path)},
-    }
-
-
-def _is_hidden(path: str) -> bool:
-    """As Spark judges it: `_SUCCESS` and `.part.crc` are no data, `_day=1/part` is."""
-    return any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in path.split("/"))
+    found = data_files(files, uri).values()
+    return {"kind": "files", "files": {file.path: [file.size, file.modified_us] for file in found}}

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pyarrow import parquet
 
-from connectors.dataset_files import delta_version
+from connectors.delta_log import delta_version
 from connectors.file_store import FileStore, open_file_store
 from connectors.lakes import joined
 from connectors.offline_tables import OfflineTable, ParquetOfflineTable
@@ -44,17 +45,20 @@ def table_stats(table: OfflineTable, version: int) -> list[FileStats]:
     """The files of a table's version."""
     files = open_file_store(table.uri)
     if isinstance(table, ParquetOfflineTable):
-        paths = [file["path"] for file in table.manifest(version)["files"]]
+        uris = [joined(table.uri, file["path"]) for file in table.manifest(version)["files"]]
     else:
-        paths = delta_paths(files, table.uri, version)
-    return files_stats(files, [joined(table.uri, path) for path in paths], EVENT_TIME)
+        uris = delta_files(files, table.uri, version)
+    return files_stats(files, uris, EVENT_TIME)
 
 
-def delta_paths(files: FileStore, uri: str, version: int | None = None) -> list[str]:
-    found = delta_version(files, uri, uri, version)
+def delta_files(files: FileStore, uri: str, version: int | None = None) -> list[str]:
+    """The URIs of the files of a Delta table's version, by default the newest."""
+    subject = f"Table '{uri}'"
+    found = delta_version(files, uri, subject, version)
     if found is None:
-        raise DataError(f"Table '{uri}'", "there is no Delta table", hint="check the path")
-    return [file.path for file in found.files]
+        raise DataError(subject, "there is no Delta table", hint="check the path")
+    paths = dict.fromkeys(unquote(add["path"]) for add in found.adds)
+    return [path if ":" in path.partition("/")[0] else joined(uri, path) for path in paths]
 
 
 def files_stats(files: FileStore, uris: Sequence[str], time: str) -> list[FileStats]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from feature_defs import data_types
+from feature_defs.expressions import quoted
 
 FILLS = ("mean", "median", "forward")
 WHOLE_NUMBERS = ("tinyint", "smallint", "int", "bigint")
@@ -223,7 +224,7 @@ def is_fitted(word: Word) -> bool:
 
 def value_text(word: Word, column: str, kind: str) -> str:
     """{x}: the word's column, of this Spark type and under this name, as the word reads it."""
-    name = "`" + column.replace("`", "``") + "`"
+    name = quoted(column)
     if way_of(word).reads == "category":
         return f"cast({name} AS string)"
     if isinstance(word, Scaled):
@@ -261,7 +262,7 @@ def apply_text(word: Word, kind: str, fitted: Mapping[str, Any], keys: Sequence[
         texts["ladder"] = f"{' '.join(steps)} ELSE {len(edges)}"
     if "vocabulary" in fitted:
         texts["vocabulary"] = f"array({', '.join(map(_string, fitted['vocabulary']))})"
-    partition = ", ".join("`" + key.replace("`", "``") + "`" for key in keys)
+    partition = ", ".join(map(quoted, keys))
     texts["order"] = "event_time, created_time"
     texts["earlier"] = (
         f"PARTITION BY {partition}, {DROPPED} IS NULL ORDER BY event_time, created_time NULLS FIRST "

@@ -36,6 +36,11 @@ _CLOSING = {")": "(", "]": "[", "}": "{"}
 _OPENING = frozenset(_CLOSING.values())
 
 
+def quoted(column: str) -> str:
+    """A column's name as SQL writes it whatever it holds."""
+    return "`" + column.replace("`", "``") + "`"
+
+
 class ExpressionFault(ValueError):
     """Text that cannot be an expression; the message says where it breaks."""
 

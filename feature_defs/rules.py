@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from feature_defs import durations, expressions
+from feature_defs.expressions import quoted
 
 
 @dataclass(frozen=True)
@@ -238,10 +239,6 @@ def literal(value: object, kind: str = "") -> str:
     if kind in ("timestamp", "date"):
         return f"CAST('{text}' AS {kind})"
     return f"'{text}'"
-
-
-def quoted(column: str) -> str:
-    return "`" + column.replace("`", "``") + "`"
 
 
 def age_us(rule: Freshness) -> int:

@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from connectors.dataset_files import DatasetFiles, DeltaVersion, checked_column, delta_version, folder_files
+from connectors.dataset_files import DatasetFiles, DatasetVersion, checked_column, dataset_version, folder_files
 from connectors.file_store import open_file_store
 from connectors.manifests import Manifest, parsed, read_delta_manifest, read_folder_manifest
 from feature_defs import data_types
 from feature_defs.errors import DataError, MissingPartError, UsageError, listed, near_miss
+from feature_defs.expressions import quoted
 from feature_defs.model import OFFLINE_FORMATS
 from feature_defs.splits import SPLIT
 from jobs.place import Place
@@ -76,7 +77,7 @@ class Dataset:
 
     def spark(self) -> DataFrame:
         """The rows as Spark reads them, wherever the driver's session runs."""
-        names = ["`" + name.replace("`", "``") + "`" for name in self.columns]
+        names = [quoted(name) for name in self.columns]
         reader = self.place.spark.read.format(self.files.format)
         if self.version is not None:
             reader = reader.option("versionAsOf", self.version)
@@ -156,11 +157,11 @@ def open_dataset(place: Place, path: str, *, split: str | None = None, version: 
     return Dataset(place, path, split, None if delta is None else delta.version, manifest, files)
 
 
-def _found(place: Place, path: str, version: int | None) -> tuple[Manifest, DeltaVersion | None]:
+def _found(place: Place, path: str, version: int | None) -> tuple[Manifest, DatasetVersion | None]:
     """What a path holds: the manifest, and the version of a dataset in Delta."""
     uri = place.lakes.uri(path)
     files = open_file_store(uri)
-    delta = delta_version(files, uri, path, version)
+    delta = dataset_version(files, uri, path, version)
     if delta is not None:
         manifest = read_delta_manifest(files, uri, delta.note)
     else:

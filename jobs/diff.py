@@ -193,16 +193,18 @@ def _matched(first: FoundDataset, second: FoundDataset, identity: list[str], fea
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
-    from jobs.transforms.rows import quoted
+    from jobs.transforms.rows import all_quoted
 
     sides = [_side(side, identity, features, label) for side, label in ((first, _LEFT), (second, _RIGHT))]
-    keys = quoted(identity)
+    keys = all_quoted(identity)
     union = sides[0].unionByName(sides[1])
     spread = union.repartition(*keys) if keys else union.repartition(1)
     numbered = spread.withColumn(
-        _NUMBER, F.row_number().over(Window.partitionBy(*keys, _SIDE).orderBy(*quoted(features), _HASH))
+        _NUMBER, F.row_number().over(Window.partitionBy(*keys, _SIDE).orderBy(*all_quoted(features), _HASH))
     )
-    values = F.struct(*(F.col(name).alias(f"v{i}") for i, name in enumerate(quoted(features))), F.col(_HASH).alias("h"))
+    values = F.struct(
+        *(F.col(name).alias(f"v{i}") for i, name in enumerate(all_quoted(features))), F.col(_HASH).alias("h")
+    )
     return numbered.groupBy(*keys, _NUMBER).agg(
         *(F.max(F.when(F.col(_SIDE) == side, values)).alias(side) for side in (_LEFT, _RIGHT))
     )
@@ -214,11 +216,11 @@ def _side(found: FoundDataset, identity: list[str], features: list[str], label: 
     from pyspark.sql.types import MapType
 
     from jobs.transforms.row_hash import row_hash
-    from jobs.transforms.rows import quoted
+    from jobs.transforms.rows import all_quoted
 
     hashed = row_hash(found.rows, [column.name for column in found.manifest.columns])
     columns = []
-    for name, column in zip([*identity, *features], quoted([*identity, *features]), strict=True):
+    for name, column in zip([*identity, *features], all_quoted([*identity, *features]), strict=True):
         is_map = isinstance(found.rows.schema[name].dataType, MapType)
         columns.append(F.sort_array(F.map_entries(column)).alias(name) if is_map else F.col(column))
     return found.rows.select(*columns, hashed.alias(_HASH), F.lit(label).alias(_SIDE))
@@ -267,7 +269,7 @@ def _examples(
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
-    from jobs.transforms.rows import quoted
+    from jobs.transforms.rows import all_quoted
 
     names = list(changed)
     numbers = [number for number, name in enumerate(names) if changed[name]]
@@ -277,12 +279,12 @@ def _examples(
     differs = {number: alone[names[number]] if names[number] in alone else _differs(number) for number in numbers}
     which = F.array_compact(F.array(*(F.when(found, F.lit(number)) for number, found in differs.items())))
     cells = matched.where(F.size(which) > 0).withColumn(_FEATURE, F.explode(which))
-    order = [*quoted([*(name for name in row if name == EVENT_TIME), *row]), _NUMBER]
+    order = [*all_quoted([*(name for name in row if name == EVENT_TIME), *row]), _NUMBER]
     ranked = cells.withColumn(_RANK, F.row_number().over(Window.partitionBy(_FEATURE).orderBy(*order)))
     # field by field: Arrow takes no null struct whose fields are never null
     cells_of = [number for number in numbers if values and names[number] not in alone]
     sides = [(f"{side}{n}", f"{name}.v{n}") for n in cells_of for side, name in (("left", _LEFT), ("right", _RIGHT))]
-    kept = [F.col(name) for name in (_FEATURE, _RANK, *quoted(row))]
+    kept = [F.col(name) for name in (_FEATURE, _RANK, *all_quoted(row))]
     kept += [F.col(path).alias(HIDDEN + name) for name, path in sides]
     found = ranked.where(F.col(_RANK) <= most).select(*kept).toArrow().to_pylist()
     told = []

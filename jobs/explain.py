@@ -9,13 +9,12 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass
 
-from connectors.file_store import open_file_store
-from connectors.lakes import joined
-from connectors.table_stats import FileStats, delta_paths, files_stats, table_stats
+from connectors.file_store import data_files, open_file_store
+from connectors.table_stats import FileStats, delta_files, files_stats, table_stats
 from feature_defs.errors import UsageError
-from feature_defs.join_plan import GroupJoin, TimeRules, plan_join
+from feature_defs.join_plan import TimeRules, plan_join
 from feature_defs.model import EVENT_TIME
-from jobs.joining import way_of
+from jobs.joining import span_of, way_of, why_of
 from jobs.place import Place, find_service, time_of
 from jobs.report import counted, table
 from jobs.spines import format_of
@@ -23,11 +22,12 @@ from jobs.spines import format_of
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """What one group adds: its table's version, the way of its join, and what of its files is read."""
+    """What one group adds: its table's version, the way of its join and why, and what of its files is read."""
 
     group: str
     table_version: int
     way: str
+    why: str
     files: int
     all_files: int
     bytes: int
@@ -53,7 +53,7 @@ class ExplainReport:
         headers = ["group", "table", "files", "of", "MB", "of", "rows", "of", "way"]
         rows = [
             (g.group, f"@{g.table_version}", g.files, g.all_files, g.bytes / 1e6, g.all_bytes / 1e6, g.rows, g.all_rows,
-             g.way)
+             f"{g.way}: {g.why}")
             for g in self.groups
         ]  # fmt: skip
         end = f"plan of {self.service}: no job ran"
@@ -85,12 +85,13 @@ def explain(
     for group in plan.groups:
         offline, version = place.computed(snapshot, snapshot.definitions.groups[group.group])
         every = table_stats(offline, version)
-        read = [file for file in every if file.may_hold(*_span(group, oldest, newest))]
+        read = [file for file in every if file.may_hold(*span_of(group, oldest, newest))]
         groups.append(
             GroupPlan(
                 group=group.group,
                 table_version=version,
                 way=way_of(group, rows),
+                why=why_of(group, rows),
                 files=len(read),
                 all_files=len(every),
                 bytes=sum(file.bytes for file in read),
@@ -109,19 +110,13 @@ def explain(
     )
 
 
-def _span(group: GroupJoin, oldest: int | None, newest: int | None) -> tuple[int | None, int | None]:
-    after = None if oldest is None or group.ttl_us is None else oldest - group.ttl_us - 1
-    return after, newest
-
-
 def _spine_files(place: Place, path: str, spine_format: str, event_time: str) -> list[FileStats]:
     uri = place.lakes.uri(path)
     store, kind = open_file_store(uri), spine_format or format_of(uri)
     if kind == "delta":
-        uris = [joined(uri, name) for name in delta_paths(store, uri)]
+        uris = delta_files(store, uri)
     elif kind == "parquet":
-        names = [file.path for file in store.list_files(uri) if file.path.rpartition("/")[2][0] not in "._"]
-        uris = [joined(uri, name) for name in names]
+        uris = list(data_files(store, uri))
     else:
         hint = "write it as parquet or delta, or run the training set"
         raise UsageError(f"Spine '{path}'", f"is {kind}, which tells nothing without being read", hint=hint)

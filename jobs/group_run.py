@@ -42,7 +42,7 @@ from jobs.report import step
 from jobs.rule_results import ended, results_uri
 from jobs.transforms.expectations import checked, rules_digest, rules_of
 from jobs.transforms.features import changed_rows, feature_rows, grid_end, reach, without_past
-from jobs.transforms.rows import after, prepared, quoted
+from jobs.transforms.rows import after, all_quoted, prepared
 
 MOST_GRID_POINTS = 1_000_000  # a century of hours; one stray row of the year 1 must not become millions of rows
 _LEAST_US, _GREATEST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # of the years 1 and 9999
@@ -535,7 +535,7 @@ def _inspected(rows: DataFrame, source: Source, now: int) -> _Inspected:
     past = F.when(good, _past(now))
     # json has no header: a column that was renamed only shows in that nobody has it
     watched = [name for name in source.schema or () if source.format == "json" and name in rows.columns]
-    filled = [F.count(F.col(name)).alias(f"filled_{number}") for number, name in enumerate(quoted(watched))]
+    filled = [F.count(F.col(name)).alias(f"filled_{number}") for number, name in enumerate(all_quoted(watched))]
     future = F.count(F.when(good & (F.unix_micros(EVENT_TIME) > now), 1))
     read, bad, later, oldest, newest, *counts = rows.agg(
         F.count("*"), F.count(REJECTED), future, F.min(past), F.max(past), *filled

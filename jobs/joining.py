@@ -22,7 +22,7 @@ from feature_defs.join_plan import GroupJoin, JoinPlan
 from feature_defs.model import EVENT_TIME
 from jobs.transforms.as_of import LEAK, training_rows
 from jobs.transforms.locate import Keep, Leaks, fetched, located, numbered
-from jobs.transforms.rows import after, quoted, utc
+from jobs.transforms.rows import after, all_quoted, utc
 
 IN_LINE, LOCATE = "in line", "locate"
 FEW = 100_000  # spine rows; below, steps of their own cost more than they save
@@ -65,7 +65,7 @@ def join_spine(
     time = F.unix_micros(utc(F.col(EVENT_TIME), spine.schema[EVENT_TIME].dataType))
     told = [F.count(F.lit(1)).alias("rows"), F.min(time).alias("oldest"), F.max(time).alias("newest")]
     base, counts = keep(numbered(spine), told)
-    span = {group.group: _span(group, counts["oldest"], counts["newest"]) for group in plan.groups}
+    span = {group.group: _within(group, counts["oldest"], counts["newest"]) for group in plan.groups}
     ways = {group.group: way_of(group, counts["rows"], few) for group in plan.groups}
     in_line = [group for group in plan.groups if ways[group.group] == IN_LINE]
     to_locate = [group for group in plan.groups if group not in in_line]
@@ -79,7 +79,7 @@ def join_spine(
     rows, told_leaks = fetched(rows, tables, found)
     flags = tuple(LEAK + output for group in in_line for _, output in group.columns)
     return Joined(
-        rows=rows.select(*quoted(spine.columns), *plan.outputs, *flags),
+        rows=rows.select(*all_quoted(spine.columns), *plan.outputs, *flags),
         flags=flags,
         leaks=told_leaks,
         spine_rows=counts["rows"],
@@ -91,13 +91,26 @@ def way_of(group: GroupJoin, spine_rows: int, few: int = FEW) -> str:
     return IN_LINE if spine_rows <= few or group.skip_nulls else LOCATE
 
 
-def _span(group: GroupJoin, oldest: int | None, newest: int | None) -> Column:
+def why_of(group: GroupJoin, spine_rows: int) -> str:
+    """The reason for `way_of`, as people read it."""
+    if group.skip_nulls:
+        return "skip_nulls"
+    return f"{'up to' if spine_rows <= FEW else 'over'} {FEW:,} spine rows"
+
+
+def span_of(group: GroupJoin, oldest: int | None, newest: int | None) -> tuple[int | None, int | None]:
+    """(after, until] of the rows that can answer spine rows of these times; None has no bound."""
+    return None if oldest is None or group.ttl_us is None else oldest - group.ttl_us - 1, newest
+
+
+def _within(group: GroupJoin, oldest: int | None, newest: int | None) -> Column:
     if oldest is None or newest is None:  # no spine row has a time
         return F.lit(False)
+    start, _ = span_of(group, oldest, newest)
     until = ~after(newest)
-    return until if group.ttl_us is None else until & after(oldest - group.ttl_us - 1)
+    return until if start is None else until & after(start)
 
 
 def _of_entities(table: DataFrame, spine: DataFrame, group: GroupJoin) -> DataFrame:
     entities = spine.select(*group.keys).distinct()
-    return table.join(F.broadcast(entities), list(group.keys), "left_semi").select(*quoted(table.columns))
+    return table.join(F.broadcast(entities), list(group.keys), "left_semi").select(*all_quoted(table.columns))

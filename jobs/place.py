@@ -144,9 +144,9 @@ def time_of(microseconds: int) -> datetime.datetime:
 
 
 def new_run() -> str:
-    """A name for one run, in the order of time: 20260131T120000-1f9e2c."""
+    """A name for one run, in the order of time: 20260131T120000123-1f9e2c."""
     started = datetime.datetime.now(datetime.timezone.utc)
-    return f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    return f"{started:%Y%m%dT%H%M%S}{started.microsecond // 1000:03d}-{uuid.uuid4().hex[:6]}"
 
 
 def user_name() -> str:

@@ -28,7 +28,7 @@ from jobs.place import Place, now_us, time_of
 from jobs.rule_results import BROKEN, RuleResult, RunResults, judged, keep, unknown
 from jobs.transforms.expectations import STOPPED, measures, rules_of, without_marks
 from jobs.transforms.features import table_rows
-from jobs.transforms.rows import quoted
+from jobs.transforms.rows import all_quoted
 
 KEPT = "_tidemark_kept"
 SOURCE, FEATURE = "source", "feature"  # what a quarantined row was when it was rejected
@@ -178,7 +178,7 @@ def rejected_rows(rows: DataFrame, stage: str, run: str) -> DataFrame:
     """The marked rows that may not go on, as the quarantine keeps them; one that was there before keeps its run."""
     names = [name for name in rows.columns if name == UNREADABLE or not name.startswith(HIDDEN)]
     values = {
-        "row": F.to_json(F.struct(*quoted(names)), _JSON),
+        "row": F.to_json(F.struct(*all_quoted(names)), _JSON),
         "stage": F.lit(stage),
         "run": F.lit(run),
         "at": F.timestamp_micros(F.lit(now_us(None))),

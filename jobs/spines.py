@@ -28,13 +28,14 @@ from connectors.sources import UNREADABLE
 from connectors.spark_errors import data_errors
 from feature_defs import data_types
 from feature_defs.errors import DataError, LakeError, UsageError, listed, near_miss
+from feature_defs.expressions import quoted
 from feature_defs.join_plan import JoinPlan
 from feature_defs.label_leaks import refuse_label_leaks
 from feature_defs.model import EVENT_TIME, HIDDEN, Definitions, Service
 from feature_defs.splits import SPLIT, Part
 from jobs.place import Place, now_us
 from jobs.report import counted
-from jobs.transforms.rows import quoted, reason, utc
+from jobs.transforms.rows import all_quoted, reason, utc
 from jobs.transforms.splits import GAP, OUTSIDE, split_of
 
 SPINE_FORMATS = ("delta", "parquet", "csv", "json")
@@ -81,8 +82,8 @@ class Spine:
 
     def restored(self, rows: DataFrame, others: Sequence[str]) -> DataFrame:
         """A dataset's rows: the spine's own columns in place, then the others, the part behind all of them."""
-        own = [F.col(quoted([held])[0]).alias(name) for name, held in self.own]
-        return rows.select(*own, *quoted(others), *([SPLIT] if self.parts else []))
+        own = [F.col(quoted(held)).alias(name) for name, held in self.own]
+        return rows.select(*own, *all_quoted(others), *([SPLIT] if self.parts else []))
 
     def record(self, words: SpineWords) -> SpineRecord:
         """What a manifest says of it."""
@@ -162,8 +163,8 @@ def mapped(rows: DataFrame, words: SpineWords) -> tuple[DataFrame, tuple[tuple[s
     own = tuple(
         (name, f"{_OWN}{number}" if name.lower() in taken else name) for number, name in enumerate(rows.columns)
     )
-    held = [F.col(quoted([name])[0]).alias(now) for name, now in own]
-    added = [F.col(quoted([column])[0]).alias(name) for name, column in names.items()]
+    held = [F.col(quoted(name)).alias(now) for name, now in own]
+    added = [F.col(quoted(column)).alias(name) for name, column in names.items()]
     return rows.select(*held, *added), own
 
 
@@ -230,7 +231,7 @@ def _text_rows(place: Place, uri: str, spine_format: str, typed: Mapping[str, st
     found = (reader.option("inferSchema", "true") if spine_format == "csv" else reader).load(uri).schema
     types = {part.name: part.dataType.simpleString() for part in found.fields if part.name != UNREADABLE}
     types = {name: "string" if name in typed else kind for name, kind in types.items()}
-    columns = [f"{quoted([name])[0]} {kind}" for name, kind in {**types, UNREADABLE: "string"}.items()]
+    columns = [f"{quoted(name)} {kind}" for name, kind in {**types, UNREADABLE: "string"}.items()]
     if spine_format == "csv":
         # else a row that is broken in one column is good in a query of others
         reader = reader.option("columnPruning", "false")
@@ -324,7 +325,7 @@ def _looked_at(
     part = split_of(time, parts)
     # the clock is the query's own: a spine of current_timestamp() is not in the future of a clock read before it
     clock = F.current_timestamp() if now is None else F.timestamp_micros(F.lit(now_us(now)))
-    wrong = {name: F.col(quoted([name])[0]).isNotNull() & _value(name, kind).isNull() for name, kind in typed.items()}
+    wrong = {name: F.col(quoted(name)).isNotNull() & _value(name, kind).isNull() for name, kind in typed.items()}
     seen = spine.rows
     if UNREADABLE in seen.columns:
         wrong[UNREADABLE] = F.col(UNREADABLE).isNotNull()
@@ -350,12 +351,12 @@ def _looked_at(
 
 
 def _parsed(name: str, typed: Mapping[str, str]) -> Column:
-    return _value(name, typed[name]).alias(name) if name in typed else F.col(quoted([name])[0])
+    return _value(name, typed[name]).alias(name) if name in typed else F.col(quoted(name))
 
 
 def _value(name: str, kind: str) -> Column:
     """A cell of text as a key or a time, null where it is none."""
-    text = F.col(quoted([name])[0])
+    text = F.col(quoted(name))
     if kind == "timestamp":
         text = F.when(text.rlike(_A_TIME), text)
     return text.try_cast(kind)

@@ -43,9 +43,8 @@ from jobs.recorded import keys_of, options_of, recorded_service, recorded_table,
 from jobs.report import counted, step
 from jobs.spines import SPINE_FORMATS, Spine, SpineWords, check_spine, open_spine
 from jobs.transforms.as_of import LEAK
-from jobs.transforms.locate import Keep
 from jobs.transforms.row_hash import hash_sums, row_hash_of, with_hash
-from jobs.transforms.rows import quoted
+from jobs.transforms.rows import all_quoted
 
 if TYPE_CHECKING:
     from jobs.explain import ExplainReport
@@ -137,8 +136,8 @@ def training_set(
     given = open_spine(place, spine, found, snapshot.definitions, words=words, parts=parts, now=now)
     wanted = exactly.table_versions if exactly else None
     planned = plan_dataset(place, given.rows, snapshot, found, prefix=prefix, rules=rules, versions=wanted)
-    plan, versions = planned.plan, planned.versions
-    check_columns_of(out_format, planned.shape(given), f"Dataset '{out}'")
+    plan, versions, shape = planned.plan, planned.versions, planned.shape(given)
+    check_columns_of(out_format, shape, f"Dataset '{out}'")
     manifest = Manifest(
         run=run,
         service=f"{found.name}@{found.version}",
@@ -148,7 +147,7 @@ def training_set(
         spine=given.record(words),
         options=options_of(plan, prefix=prefix),
         keys=keys_of(plan),
-        columns=_columns_of(planned.shape(given), plan),
+        columns=_columns_of(shape, plan),
         files=out_format,
         splits=tuple(part.as_plain() for part in parts),
         replay_of=exactly.run if exactly else "",
@@ -157,7 +156,7 @@ def training_set(
     pin = Pin(run, out, tables, tuple(versions))
     write_pin(place.lakes, place.settings.offline, pin)
     with step(f"training-set {found.name}"), data_errors(f"Service '{found.name}'"), _work(place, pin) as folder:
-        met = planned.join(given.rows, kept_in(folder))
+        met = join_spine(given.rows, planned.tables, plan, keep=kept_in(folder))
         counts, manifest = _write(target, met, given, plan, manifest, exactly)
     assert manifest.hash is not None
     return TrainingSetReport(
@@ -188,9 +187,6 @@ class Planned:
     plan: JoinPlan
     tables: dict[str, DataFrame]
     versions: dict[str, int]
-
-    def join(self, spine: DataFrame, keep: Keep) -> Joined:
-        return join_spine(spine, self.tables, self.plan, keep=keep)
 
     def shape(self, given: Spine) -> DataFrame:
         """The columns of the dataset, without a value."""
@@ -267,7 +263,7 @@ def _write(
             refuse_difference(exactly, found)
         return found
 
-    whole = target.write(rows.select(*quoted(columns)), manifest, finished)
+    whole = target.write(rows.select(*all_quoted(columns)), manifest, finished)
     return counts, whole
 
 
@@ -333,7 +329,7 @@ class _Target:
             manifest = finished()
             if self.format == "delta":  # a commit cannot be taken back, so it waits until the rows are known
                 kept = self.spark.read.schema(rows.schema).parquet(draft)
-                self.delta.replace(kept.select(*quoted(rows.columns)), to_plain(manifest), partition_by=parts)
+                self.delta.replace(kept.select(*all_quoted(rows.columns)), to_plain(manifest), partition_by=parts)
                 return manifest
             self.files.create(joined(draft, MANIFEST), written(manifest))
             self._swap(draft, old)

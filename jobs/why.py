@@ -206,7 +206,8 @@ def _dataset_row(
     """The one (keys, time) that is meant, and the cells of all rows with it."""
     from pyspark.sql import functions as F
 
-    from jobs.transforms.rows import quoted, utc
+    from feature_defs.expressions import quoted
+    from jobs.transforms.rows import all_quoted, utc
 
     manifest, rows = found.manifest, found.rows
     time = F.unix_micros(utc(F.col(EVENT_TIME), rows.schema[EVENT_TIME].dataType))
@@ -215,9 +216,9 @@ def _dataset_row(
     if at is not None:
         rows = rows.where(time == F.lit(now_us(at)))
     wanted = rows.select(
-        *(F.col(key).alias(f"k{i}") for i, key in enumerate(quoted(keys))),
+        *(F.col(key).alias(f"k{i}") for i, key in enumerate(all_quoted(keys))),
         time.alias("time"),
-        F.col(quoted([column.name])[0]).alias("cell"),
+        F.col(quoted(column.name)).alias("cell"),
     )
     read = wanted.limit(_ROWS_READ).toArrow().to_pylist()
     points = list(dict.fromkeys((*(one[f"k{i}"] for i in range(len(keys))), one["time"]) for one in read))
@@ -238,13 +239,13 @@ def _dataset_row(
 def _is(manifest: Manifest, name: str, text: str) -> Any:
     from pyspark.sql import functions as F
 
-    from jobs.transforms.rows import quoted
+    from feature_defs.expressions import quoted
 
     types = {column.name: column.type for column in manifest.columns if not column.feature}
     if name not in types:
         hint = near_miss(name, types) + f"spine columns: {listed(types)}"
         raise UsageError("Option --row", f"'{name}' is not a column of the spine", hint=hint)
-    column = F.col(quoted([name])[0])
+    column = F.col(quoted(name))
     if text == _NULL:
         return column.isNull()
     return column == F.lit(typed(name, data_types.parse(types[name]).kind, text))

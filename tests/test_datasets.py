@@ -20,7 +20,7 @@ import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
 
-from connectors.dataset_files import delta_version, rebatched
+from connectors.dataset_files import dataset_version, rebatched
 from connectors.file_store import local_path, open_file_store
 from connectors.pins import read_pins
 from feature_defs import Entity, Feature, FeatureGroup, Service, Source
@@ -261,7 +261,7 @@ def test_delta_dataset_is_read_at_any_version_also_behind_a_checkpoint(ready: Pl
     (log / f"{3:020d}.json").unlink()
     with pytest.raises(DataError, match="the log of version 5 is not all there"):
         opened(ready, version=5)
-    assert delta_version(open_file_store(uri), uri, "lake://work/out", 11) is not None
+    assert dataset_version(open_file_store(uri), uri, "lake://work/out", 11) is not None
 
 
 def test_path_without_a_training_set_and_unknown_parts_are_refused(ready: Place, table: Table) -> None:

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,7 @@ from feature_defs import (
 from feature_defs.errors import DataError, UsageError
 from feature_defs.rules import columns_of, name_of
 from jobs.compute import ComputedGroup, compute
-from jobs.place import Place
+from jobs.place import Place, new_run
 from jobs.quality import quarantine_in_force
 from jobs.replay import replay
 from jobs.rule_results import RuleResult, kept, results_uri
@@ -308,6 +309,14 @@ def test_rules_that_spark_cannot_judge_are_refused_and_named(place: Place, raw: 
 # results
 
 
+def test_runs_of_one_second_are_named_in_the_order_of_time() -> None:
+    names = []
+    for _ in range(50):
+        names.append(new_run())
+        time.sleep(0.002)
+    assert names == sorted(names)
+
+
 def test_results_of_each_run_are_kept_and_shown_with_their_history(place: Place, raw: DataFrame) -> None:
     group = in_force(place, shop(expectations=[InRange("amount", at_least=0), RowCount(4)]))
     computed(place)
@@ -458,7 +467,7 @@ from pathlib import Path
 from connectors import offline_tables
 from jobs import quality, replay as verb
 from jobs.compute import compute
-from jobs.place import Place
+from jobs.place import Place, new_run
 from tests.conftest import settings_in
 from tests.lab import NOW
 from tests.test_expectations import STRICT, in_force, shop

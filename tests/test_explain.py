@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from connectors.file_store import local_path
 from feature_defs import Entity, Feature, FeatureGroup, Service, Source
 from feature_defs.errors import UsageError
 from jobs.compute import compute
@@ -66,6 +69,19 @@ def test_plan_tells_ways_and_what_is_read_and_runs_no_job(ready: Place, table: T
     assert all(0 < plan.bytes < plan.all_bytes for plan in told.groups)
     assert "plan of churn@1: no job ran" in told.text()
     assert files_in(ready, "work") == []
+
+
+def test_table_with_rows_corrected_in_place_and_spine_of_one_file_are_planned(ready: Place, table: Table) -> None:
+    late = table("customer_id | amount | at\na | 3 | 2026-01-10 12:00:00", TYPES)
+    late.coalesce(1).write.mode("append").parquet(ready.lakes.uri("lake://raw/payments"))
+    compute(ready, now=NOW)
+    log = Path(local_path(ready.table(ready.applied().definitions.groups["short"]).uri), "_delta_log")
+    assert "deletionVector" in max(log.glob("*.json")).read_text()
+    write_spine(ready, table, (10,), "lake://raw/spine", "parquet")
+    (part,) = Path(local_path(ready.lakes.uri("lake://raw/spine"))).glob("*.parquet")
+    told = explain(ready, f"lake://raw/spine/{part.name}", service="churn")
+    assert [(plan.files, plan.all_files) for plan in told.groups] == [(2, 4), (3, 4), (3, 4)]
+    assert "in line: up to 100,000 spine rows" in told.text() and "in line: skip_nulls" in told.text()
 
 
 def test_spine_that_does_not_tell_its_times_leaves_no_file_out(ready: Place, table: Table) -> None:

@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from jobs.apply import apply
 from jobs.compute import compute
@@ -54,6 +55,9 @@ def run_verbs(place: Place) -> dict[str, Any]:
     out = "lake://work/churn"
     found["training set"] = training_set(place, "lake://raw/churn_labels", service="churn", out=out)
     found["rows of the training set"] = rows_of(place.spark.read.parquet(place.lakes.uri(out)))
+    with patch("jobs.joining.FEW", 0):
+        found["located"] = training_set(place, "lake://raw/churn_labels", service="churn", out="lake://work/located")
+    assert found["located"].hash == found["training set"].hash
     found["replay"] = rebuild(place, out, out="lake://work/again")
     found["diff"] = diff(place, out, "lake://work/again")
     labelled = place.spark.read.parquet(place.lakes.uri(out)).selectExpr("min(customer_id)").collect()[0][0]

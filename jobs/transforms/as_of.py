@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 from feature_defs.join_plan import GroupJoin, JoinPlan, TimeRules
 from feature_defs.model import CREATED_TIME, EVENT_TIME
 from jobs.transforms.maps import entries_of, maps_again
-from jobs.transforms.rows import quoted, utc
+from jobs.transforms.rows import all_quoted, utc
 
 _TIME, _ARRIVAL, _POINT = "_tidemark_time", "_tidemark_arrival", "_tidemark_point"
 _WINNER, _KNOWN = "_tidemark_winner_", "_tidemark_known_"
@@ -37,11 +37,11 @@ def training_rows(spine: DataFrame, tables: Sequence[DataFrame], plan: JoinPlan)
         found = _winners(_points(spine, group.keys), rows, group, plan.rules)
         on = [F.col(f"s.{key}") == F.col(f"w.{key}") for key in group.keys]
         on.append(_spine_time(spine, f"s.{EVENT_TIME}") == F.col(f"w.{_TIME}"))
-        kept = [F.col(f"s.{name}") for name in quoted(result.columns)]
+        kept = [F.col(f"s.{name}") for name in all_quoted(result.columns)]
         added = [F.col(f"w.`{name}`") for name in found.columns if name not in (*group.keys, _TIME)]
         result = result.alias("s").join(found.alias("w"), on, "left").select(*kept, *added)
     flags = [LEAK + output for output in plan.outputs]
-    return result.select(*quoted(spine.columns), *plan.outputs, *flags)
+    return result.select(*all_quoted(spine.columns), *plan.outputs, *flags)
 
 
 def latest_rows(rows: DataFrame, group: GroupJoin, *, now_us: int) -> DataFrame:

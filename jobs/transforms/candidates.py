@@ -15,9 +15,10 @@ from typing import Any
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from feature_defs.expressions import quoted
 from feature_defs.join_plan import GroupJoin, TimeRules
 from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED
-from jobs.transforms.rows import quoted
+from jobs.transforms.rows import all_quoted
 
 QUARANTINE, AFTER, STRICT, TTL = (
     "in quarantine",
@@ -59,7 +60,7 @@ def candidates(rows: DataFrame, cell: Cell, covered: Covered | None, *, most: in
     """
     own = rows
     for name, value in cell.keys.items():
-        own = own.where(F.col(quoted([name])[0]) == F.lit(value))
+        own = own.where(F.col(quoted(name)) == F.lit(value))
     own = own.withColumn(_TIME, F.unix_micros(EVENT_TIME))
     counts = _covered(covered)
     judged = own.select(
@@ -67,7 +68,7 @@ def candidates(rows: DataFrame, cell: Cell, covered: Covered | None, *, most: in
         F.struct(EVENT_TIME, CREATED_TIME, _values(cell)).alias("o"),
         EVENT_TIME,
         CREATED_TIME,
-        F.col(quoted([cell.feature])[0]).alias(VALUE),
+        F.col(quoted(cell.feature)).alias(VALUE),
         FILE,
         *(count.alias(name) for name, count in zip((POINTS, FILLED), counts, strict=True)),
     )
@@ -96,14 +97,14 @@ def _rule(rows: DataFrame, cell: Cell) -> Column:
     if cell.rules.known_by == "spine":
         rules.append((F.coalesce(F.unix_micros(CREATED_TIME), event) > time, UNKNOWN))
     if cell.group.skip_nulls:
-        rules.append((F.col(quoted([cell.feature])[0]).isNull(), NULL))
+        rules.append((F.col(quoted(cell.feature)).isNull(), NULL))
     return F.coalesce(*(F.when(condition, F.lit(name)) for condition, name in rules), F.lit(None).cast("string"))
 
 
 def _values(cell: Cell) -> Column:
     """What decides between rows with equal clocks: all chosen features, with skip_nulls the one that is asked for."""
     names = [cell.feature] if cell.group.skip_nulls else list(cell.group.features)
-    columns = dict(zip(names, quoted(names), strict=True))
+    columns = dict(zip(names, all_quoted(names), strict=True))
     entries = {name: F.sort_array(F.map_entries(columns[name])) for name in names if name in cell.group.maps}
     return F.struct(*(entries.get(name, F.col(columns[name])).alias(f"v{i}") for i, name in enumerate(names)))
 
@@ -116,5 +117,5 @@ def _covered(covered: Covered | None) -> tuple[Column, Column]:
     first = Window.unboundedPreceding if covered.window_us is None else 1 - covered.window_us
     # all rows are of one key: there is one partition whatever it is called
     over = Window.partitionBy(F.lit(1)).orderBy(_TIME).rangeBetween(first, Window.currentRow)
-    filled = F.count(F.col(quoted([covered.tile])[0])).over(over) if covered.tile else nothing
+    filled = F.count(F.col(quoted(covered.tile))).over(over) if covered.tile else nothing
     return F.count(F.lit(1)).over(over), filled

@@ -18,12 +18,13 @@ from pyspark.sql import functions as F
 
 from connectors.sources import UNREADABLE
 from feature_defs.case_checks import REASON, GroupRows, PlannedCase, TypedTable
+from feature_defs.expressions import quoted
 from feature_defs.model import EVENT_TIME, REJECTED, Definitions, FeatureGroup
 from feature_defs.rules import TableRule
 from jobs.transforms.as_of import training_rows
 from jobs.transforms.expectations import broken, checked, rules_of, types_of
 from jobs.transforms.features import feature_rows
-from jobs.transforms.rows import prepared, quoted
+from jobs.transforms.rows import all_quoted, prepared
 
 FEATURES, SOURCE = "features", "source"
 Clean = Callable[[DataFrame, FeatureGroup], tuple[DataFrame, FeatureGroup]]
@@ -49,14 +50,14 @@ def source_rows(spark: SparkSession, part: GroupRows, definitions: Definitions) 
     frame = _frame(spark, rows, {**types, UNREADABLE: "string"})
     if source.schema is not None:
         absent = [F.lit(None).cast(kind).alias(name) for name, kind in source.schema.items() if name not in types]
-        frame = frame.select("*", *absent).select(*quoted(source.schema), UNREADABLE)
+        frame = frame.select("*", *absent).select(*all_quoted(source.schema), UNREADABLE)
     transform: Any = part.group.transform
     return prepared(frame, source, definitions.entity_of(part.group), transform)
 
 
 def _frame(spark: SparkSession, rows: Sequence[tuple[Any, ...]], types: Any) -> DataFrame:
     kinds = {name: getattr(kind, "spark", kind) for name, kind in types.items()}
-    schema = ", ".join(f"{name} {kind}" for name, kind in zip(quoted(kinds), kinds.values(), strict=True))
+    schema = ", ".join(f"{name} {kind}" for name, kind in zip(all_quoted(kinds), kinds.values(), strict=True))
     return spark.createDataFrame(list(rows), schema).coalesce(1)
 
 
@@ -119,8 +120,7 @@ def _outcome(kind: str, rows: DataFrame, wanted: Sequence[str], reason: Column, 
     types = {name.lower(): found for name, found in rows.dtypes}
     there = [name for name in dict.fromkeys(wanted) if name.lower() in types and name != REASON]
     cells = [
-        (F.hex(quoted([name])[0]) if types[name.lower()] == "binary" else F.col(quoted([name])[0])).alias(name)
-        for name in there
+        (F.hex(quoted(name)) if types[name.lower()] == "binary" else F.col(quoted(name))).alias(name) for name in there
     ]
     row = F.to_json(F.struct(*cells), _JSON) if cells else F.lit("{}")
     return rows.select(F.lit(kind).alias("kind"), row.alias("row"), reason.alias("reason"), rules.alias("rules"))

@@ -21,7 +21,7 @@ from feature_defs.cleaning_checks import type_fault
 from feature_defs.errors import DataError, listed, near_miss
 from feature_defs.fitting import Fit
 from feature_defs.model import EVENT_TIME, FeatureGroup
-from jobs.transforms.rows import quoted
+from jobs.transforms.rows import all_quoted
 
 Values = Mapping[int, Mapping[str, Any]]  # a word's number among the group's words -> what it has learned
 _WORD, _RANK, _TEXT = "_tidemark_word", "_tidemark_rank", "_tidemark_text"
@@ -113,7 +113,7 @@ def drop_counts(rows: DataFrame, words: Sequence[Word]) -> DataFrame:
 
 def cleaned(rows: DataFrame, columns: Sequence[str]) -> DataFrame:
     """The rows that no step dropped, with the columns that they came with."""
-    return rows.where(F.col(DROPPED).isNull()).select(*quoted(columns))
+    return rows.where(F.col(DROPPED).isNull()).select(*all_quoted(columns))
 
 
 def plain_features(group: FeatureGroup, values: Values) -> FeatureGroup:

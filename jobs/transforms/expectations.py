@@ -17,6 +17,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from feature_defs.errors import DataError
+from feature_defs.expressions import quoted
 from feature_defs.model import EVENT_TIME, REJECTED, FeatureGroup
 from feature_defs.rules import (
     Expectation,
@@ -32,7 +33,7 @@ from feature_defs.rules import (
     literal,
     name_of,
 )
-from jobs.transforms.rows import quoted, reason
+from jobs.transforms.rows import all_quoted, reason
 
 STOPPED = "tidemark expectation broken: "
 MARKS = "_tidemark_rule_"  # what the columns that decide begin with; they never reach a table
@@ -81,7 +82,7 @@ def checked(rows: DataFrame, rules: Sequence[Rule]) -> DataFrame:
 
 def without_marks(rows: DataFrame) -> DataFrame:
     """The rows as they were, and `REJECTED`."""
-    return rows.select(*quoted(name for name in rows.columns if not name.startswith(MARKS)))
+    return rows.select(*all_quoted(name for name in rows.columns if not name.startswith(MARKS)))
 
 
 def measures(rows: DataFrame, rules: Sequence[Rule], *, now_us: int) -> list[Column]:
@@ -108,7 +109,7 @@ def measures(rows: DataFrame, rules: Sequence[Rule], *, now_us: int) -> list[Col
             case _:
                 taken.append(F.sum(_bit(next(bits))).alias(f"rule_{number}"))
     for column in dict.fromkeys(columns_of(rule)[0].lower() for rule in rules if isinstance(rule, InRange)):
-        value = F.col(quoted([column])[0])
+        value = F.col(quoted(column))
         value = F.unix_micros(value) if types[column] == "timestamp" else value
         taken += [F.min(value).alias(f"min_{column}"), F.max(value).alias(f"max_{column}")]
     return taken
@@ -167,9 +168,9 @@ def _with_same(rows: DataFrame, rules: Sequence[Rule]) -> DataFrame:
     A shuffle and a sort a set, the price of such a rule. Rows with a null hold, so they are spread, not gathered.
     """
     for rule in {_same(rule): rule for rule in rules if isinstance(rule, Unique)}.values():
-        columns = quoted(columns_of(rule))
+        columns = all_quoted(columns_of(rule))
         missing = reduce(lambda one, other: one | other, [F.col(name).isNull() for name in columns])
-        spread = F.when(missing, F.xxhash64(*quoted(rows.columns[: rows.columns.index(EVENT_TIME) + 1])))
+        spread = F.when(missing, F.xxhash64(*all_quoted(rows.columns[: rows.columns.index(EVENT_TIME) + 1])))
         alike = Window.partitionBy(*columns, spread)
         rows = rows.withColumn(_same(rule), F.when(~missing, F.count(F.lit(1)).over(alike)))
     return rows

@@ -17,7 +17,7 @@ from feature_defs import data_types, durations, expressions
 from feature_defs.errors import DataError
 from feature_defs.model import CREATED_TIME, EVENT_TIME, HIDDEN, REJECTED, Aggregate, Entity, Feature, FeatureGroup
 from feature_defs.rules import Unique
-from jobs.transforms.rows import after, quoted, reason
+from jobs.transforms.rows import after, all_quoted, reason
 from jobs.transforms.tile_kernel import kernel_rows, supports
 from jobs.transforms.tiles import advanced_rows, group_rows, plan_of, tiles_of
 
@@ -132,7 +132,7 @@ def _evaluated(rows: DataFrame, group: FeatureGroup, keys: Sequence[str]) -> Dat
     texts = {feature.name: _text(feature) for feature in features}
     clocks = [*keys, EVENT_TIME, CREATED_TIME]
     try:
-        natural = rows.selectExpr(*quoted(clocks), *(f"{texts[f.name]}\n AS `{f.name}`" for f in features)).schema
+        natural = rows.selectExpr(*all_quoted(clocks), *(f"{texts[f.name]}\n AS `{f.name}`" for f in features)).schema
     except AnalysisException as error:
         raise _first_fault(rows, group, features, texts) or error from error
     for feature in features:
@@ -140,7 +140,7 @@ def _evaluated(rows: DataFrame, group: FeatureGroup, keys: Sequence[str]) -> Dat
     # a line of its own ends a comment behind the user's expression
     cast = [f"CAST({texts[f.name]}\n AS {data_types.parse(f.type).spark}) AS `{f.name}`" for f in features]
     kept = [name for name in rows.columns if name.startswith(HIDDEN)] if group.aggregates else []
-    evaluated = rows.selectExpr(*quoted(clocks), *cast, *quoted(kept))
+    evaluated = rows.selectExpr(*all_quoted(clocks), *cast, *all_quoted(kept))
     return evaluated.select(*clocks, *(feature.name for feature in group.features), *kept)
 
 

@@ -29,7 +29,7 @@ from jobs.transforms.arrays import LEAST
 from jobs.transforms.locate_kernel import MOST_GROUPS, TAGS, Search, partition_points, tag_of
 from jobs.transforms.maps import entries_of, maps_again
 from jobs.transforms.row_hash import row_hash
-from jobs.transforms.rows import after, quoted, utc
+from jobs.transforms.rows import after, all_quoted, utc
 
 ROW = "_tidemark_row"  # the number of a spine row
 _PACKED, _OTHER, _HASH, _TIME, _CREATED, _SEEN = (
@@ -237,7 +237,7 @@ def _values(part: Located, n: int, table: DataFrame, wanted: DataFrame, count: i
         *group.keys,
         F.unix_micros(EVENT_TIME).alias(_TIME),
         F.unix_micros(CREATED_TIME).alias(_CREATED),
-        *quoted(group.features),
+        *all_quoted(group.features),
     )
     clocks = [*group.keys, _TIME, _CREATED]
     hashed = F.xxhash64(*clocks).alias(_HASH)
@@ -251,9 +251,9 @@ def _values(part: Located, n: int, table: DataFrame, wanted: DataFrame, count: i
             here, there = (F.coalesce(column, F.lit(LEAST)) for column in (here, there))
         same = same & here.between(there, there)
     met = wide.join(F.broadcast(wanted) if count <= _BROADCAST else wanted, same)
-    rows = met.select(f"l.{ROW}", *(f"t.{name}" for name in quoted(group.features)), f"l.{_SEEN}")
+    rows = met.select(f"l.{ROW}", *(f"t.{name}" for name in all_quoted(group.features)), f"l.{_SEEN}")
     if not told.twins:
         return rows
-    greatest = F.max(F.struct(*quoted(group.features))).alias("values")
+    greatest = F.max(F.struct(*all_quoted(group.features))).alias("values")
     one = entries_of(rows, group.maps).groupBy(ROW, _SEEN).agg(greatest).select(ROW, "values.*", _SEEN)
     return maps_again(one, group.maps)

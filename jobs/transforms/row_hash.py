@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, MapType, StructType, VariantType
 
 from connectors.manifests import RowHash
-from jobs.transforms.rows import quoted
+from feature_defs.expressions import quoted
 
 _SHIFTS = {"low": (0, 22), "middle": (22, 21), "high": (43, 21)}
 _NESTED = (ArrayType, MapType, StructType, VariantType)
@@ -35,7 +35,7 @@ def with_hash(rows: DataFrame, columns: Sequence[str], name: str) -> DataFrame:
 
 def row_hash(rows: DataFrame, columns: Sequence[str]) -> Column:
     kinds = {field.name: field.dataType for field in rows.schema.fields}
-    parts = [part for name in columns for part in _parts(F.col(quoted([name])[0]), kinds[name])]
+    parts = [part for name in columns for part in _parts(F.col(quoted(name)), kinds[name])]
     return F.xxhash64(*parts) if parts else F.lit(0).cast("bigint")
 
 

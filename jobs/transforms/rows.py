@@ -17,6 +17,7 @@ from pyspark.sql.types import DataType, DateType, TimestampType
 from connectors.sources import UNREADABLE
 from feature_defs import data_types
 from feature_defs.errors import DataError, listed, near_miss
+from feature_defs.expressions import quoted
 from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED, Entity, Source
 
 _DAY_US = 86_400_000_000
@@ -38,7 +39,7 @@ def clocked(rows: DataFrame, source: Source) -> DataFrame:
         problem = f"has a column '{CREATED_TIME}' that created_time= does not name"
         hint = f'set created_time="{CREATED_TIME}", or rename the column in the source'
         raise DataError(f"Source '{source.name}'", problem, hint=hint)
-    others = quoted(name for name in rows.columns if name not in (EVENT_TIME, CREATED_TIME))
+    others = all_quoted(name for name in rows.columns if name not in (EVENT_TIME, CREATED_TIME))
     created = _clock(rows, source.created_time) if source.created_time else F.lit(None).cast("timestamp")
     return rows.select(*others, _clock(rows, source.event_time).alias(EVENT_TIME), created.alias(CREATED_TIME))
 
@@ -124,7 +125,7 @@ def _keyed(rows: DataFrame, entity: Entity) -> DataFrame:
             hint = f'declare it as "{found}", or cast it in the source or the group\'s transform'
             raise DataError(f"Entity '{entity.name}'", problem, hint=hint)
     cast = {name: F.col(name).cast(kind.spark).alias(name) for name, kind in types.items()}
-    return rows.select(*(cast.get(name, F.col(quoted([name])[0])) for name in rows.columns))
+    return rows.select(*(cast.get(name, F.col(quoted(name))) for name in rows.columns))
 
 
 def _first_true(reasons: Sequence[tuple[Column, str]]) -> Column:
@@ -145,9 +146,8 @@ def _check_clock(rows: DataFrame, source: Source, clock: str, column: str) -> No
         raise DataError(subject, problem, hint=f"rename '{clock}' in the source, or name it with {clock}=")
 
 
-def quoted(names: Iterable[str]) -> list[str]:
-    """Column names as SQL writes them whatever they hold."""
-    return ["`" + name.replace("`", "``") + "`" for name in names]
+def all_quoted(names: Iterable[str]) -> list[str]:
+    return [quoted(name) for name in names]
 
 
 def _own(rows: DataFrame) -> list[str]:

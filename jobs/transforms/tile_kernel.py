@@ -32,7 +32,7 @@ from pyspark.sql import DataFrame
 
 from feature_defs.model import CREATED_TIME, EVENT_TIME, HIDDEN, Aggregate
 from jobs.transforms.arrays import GREATEST, LEAST, Array, Partition, encoded
-from jobs.transforms.rows import quoted
+from jobs.transforms.rows import all_quoted
 from jobs.transforms.tiles import Measure, TilePlan, group_rows, tiles_of
 
 CHUNK, OUT = 1 << 21, 100_000  # rows that are reduced at once, rows of a batch that is given back
@@ -161,8 +161,8 @@ def kernel_rows(rows: DataFrame, plan: TilePlan, *, until_us: int, after_us: int
         if kind != "rows"
     ]
     cell = f"{time} + pmod(-{time}, {plan.every}L) AS {_CELL}"
-    slim = rows.selectExpr(*quoted(plan.keys), cell, f"unix_micros({CREATED_TIME}) AS {_CREATED}", *values)
-    slim = slim.where(f"{_CELL} <= {until_us}L").repartition(*quoted(plan.keys))
+    slim = rows.selectExpr(*all_quoted(plan.keys), cell, f"unix_micros({CREATED_TIME}) AS {_CREATED}", *values)
+    slim = slim.where(f"{_CELL} <= {until_us}L").repartition(*all_quoted(plan.keys))
     return slim.mapInArrow(partition_rows(kernel), schema)
 
 

@@ -21,7 +21,7 @@ from pyspark.sql.types import ArrayType, DataType, StructType
 from feature_defs import durations
 from feature_defs.aggregates import AGGREGATES, MAX, MIN, SUM, AggregateFunction
 from feature_defs.model import CREATED_TIME, EVENT_TIME, HIDDEN, Aggregate, Feature, FeatureGroup
-from jobs.transforms.rows import quoted
+from jobs.transforms.rows import all_quoted
 
 _CELL, _CREATED, _FROM, _LAST = "_tidemark_cell", "_tidemark_created", "_tidemark_from", "_tidemark_last"
 _START, _END, _STEP = "_tidemark_start", "_tidemark_end", "_tidemark_step"
@@ -146,9 +146,9 @@ def tiles_of(rows: DataFrame, plan: TilePlan) -> DataFrame:
     texts = {text: f"{HIDDEN}x{n}" for n, text in enumerate(_texts(plan))}
     # each value is a column of its own before it is aggregated: a state's text names it several times
     values = [f"{text} AS {name}" for text, name in texts.items()]
-    celled = rows.selectExpr(*quoted(plan.keys), EVENT_TIME, CREATED_TIME, f"{cell} AS {_CELL}", *values)
+    celled = rows.selectExpr(*all_quoted(plan.keys), EVENT_TIME, CREATED_TIME, f"{cell} AS {_CELL}", *values)
     states = [text for measure in plan.measures if not measure.key for text in _prepared(measure, texts)]
-    by = [*quoted(plan.keys), _CELL]
+    by = [*all_quoted(plan.keys), _CELL]
     tiles = celled.groupBy(*by).agg(F.max(CREATED_TIME).alias(_CREATED), *map(F.expr, states))
     for measure in plan.measures:
         if measure.key:
@@ -203,13 +203,15 @@ def advanced_rows(
     """
     keys = list(plan.keys)
     new = _over_already(added, plan, until_us)
-    first = new.groupBy(*quoted(keys)).agg(F.min(_CELL).alias(_FROM))
+    first = new.groupBy(*all_quoted(keys)).agg(F.min(_CELL).alias(_FROM))
     old = kept.selectExpr(
-        *quoted(keys), f"unix_micros({EVENT_TIME}) AS {_CELL}", *quoted([*plan.tile_columns, *plan.life_columns])
+        *all_quoted(keys),
+        f"unix_micros({EVENT_TIME}) AS {_CELL}",
+        *all_quoted([*plan.tile_columns, *plan.life_columns]),
     )
     if plan.every and not late and 0 < (until_us - complete_us) // plan.every <= _FEW_POINTS:
-        started = new.selectExpr(*quoted([*keys, _CELL, *plan.tile_columns]), *_lives(plan))
-        before = old.selectExpr(*quoted([*keys, _CELL, *plan.tile_columns]), *_lives_at(plan, complete_us))
+        started = new.selectExpr(*all_quoted([*keys, _CELL, *plan.tile_columns]), *_lives(plan))
+        before = old.selectExpr(*all_quoted([*keys, _CELL, *plan.tile_columns]), *_lives_at(plan, complete_us))
         points = range(complete_us + plan.every, until_us + 1, plan.every)
         return reduce(DataFrame.unionByName, (_at_point(before.unionByName(started), plan, point) for point in points))
     if plan.every:
@@ -219,8 +221,8 @@ def advanced_rows(
     else:
         old = old.join(first, keys)
     columns = [*keys, _CELL, _FROM, *plan.tile_columns]
-    before = _before(old, plan).selectExpr(*quoted([*columns, *plan.life_columns]))
-    new = new.join(first, keys).selectExpr(*quoted(columns), *_lives(plan))
+    before = _before(old, plan).selectExpr(*all_quoted([*columns, *plan.life_columns]))
+    new = new.join(first, keys).selectExpr(*all_quoted(columns), *_lives(plan))
     rows = _windowed(_one_a_cell(before.unionByName(new), plan), plan, until_us=until_us, lower_us=None)
     return rows.where(F.unix_micros(EVENT_TIME) >= F.col(_FROM)).drop(_FROM)
 
@@ -251,19 +253,19 @@ def _before(old: DataFrame, plan: TilePlan) -> DataFrame:
     near = F.col(_CELL) > F.col(_FROM) - plan.farthest
     if not plan.life_columns:
         return old.where(near)
-    following = f"lead({_CELL}) OVER (PARTITION BY {', '.join(quoted(plan.keys))} ORDER BY {_CELL})"
+    following = f"lead({_CELL}) OVER (PARTITION BY {', '.join(all_quoted(plan.keys))} ORDER BY {_CELL})"
     last = f"{_CELL} < {_FROM} AND coalesce({following} >= {_FROM}, true) AS {_LAST}"
     counted = old.selectExpr("*", last).where(near | F.col(_LAST) | (F.col(_CELL) >= F.col(_FROM)))
     lives = [
         f"if({_LAST}, `{_life(name)}`, if({_CELL} < {_FROM}, null, `{name}`)) AS `{_life(name)}`"
         for name in _lasting(plan)
     ]
-    return counted.selectExpr(*quoted([*plan.keys, _CELL, _FROM, *plan.tile_columns]), *lives)
+    return counted.selectExpr(*all_quoted([*plan.keys, _CELL, _FROM, *plan.tile_columns]), *lives)
 
 
 def _one_a_cell(tiles: DataFrame, plan: TilePlan) -> DataFrame:
     """A late row's tile and the kept one of its cell become one."""
-    by = [*quoted(plan.keys), _CELL]
+    by = [*all_quoted(plan.keys), _CELL]
     merged = [f"max({name}) AS {name}" for name in (_FROM, _CREATED, _life(_CREATED)) if name in tiles.columns]
     states = [
         (measure, state, column)
@@ -320,7 +322,7 @@ def _windowed(tiles: DataFrame, plan: TilePlan, *, until_us: int, lower_us: int 
     created = f"max({_read(_CREATED, plan.longest)}) {_over(plan, plan.longest)} AS {CREATED_TIME}"
     kept = [name for name in (*plan.tile_columns, _FROM) if name in points.columns]
     event_time = f"timestamp_micros({_CELL}) AS {EVENT_TIME}"
-    return _valued(points.selectExpr(*quoted(plan.keys), event_time, created, *quoted(kept), *frames), plan)
+    return _valued(points.selectExpr(*all_quoted(plan.keys), event_time, created, *all_quoted(kept), *frames), plan)
 
 
 def _at_point(tiles: DataFrame, plan: TilePlan, point_us: int) -> DataFrame:
@@ -337,7 +339,11 @@ def _at_point(tiles: DataFrame, plan: TilePlan, point_us: int) -> DataFrame:
     ]
     own = [f"any_value(if({_CELL} = {point_us}L, `{name}`, null), true) AS `{name}`" for name in plan.tile_columns]
     created = f"max({inside(_CREATED, plan.longest)}) AS {CREATED_TIME}"
-    made = tiles.where(F.col(_CELL) <= point_us).groupBy(*quoted(plan.keys)).agg(*map(F.expr, [created, *own, *frames]))
+    made = (
+        tiles.where(F.col(_CELL) <= point_us)
+        .groupBy(*all_quoted(plan.keys))
+        .agg(*map(F.expr, [created, *own, *frames]))
+    )
     return _valued(made.withColumn(EVENT_TIME, F.timestamp_micros(F.lit(point_us))), plan)
 
 
@@ -369,7 +375,7 @@ def _valued(merged: DataFrame, plan: TilePlan) -> DataFrame:
         for feature, measure, window in plan.features
     ]
     return _compacted(merged, states).selectExpr(
-        *quoted(plan.keys), EVENT_TIME, CREATED_TIME, *values, *quoted(kept), *lives
+        *all_quoted(plan.keys), EVENT_TIME, CREATED_TIME, *values, *all_quoted(kept), *lives
     )
 
 
@@ -392,7 +398,7 @@ def _value(measure: Measure, feature: Feature, number: int) -> str:
 def _over(plan: TilePlan, window: int | None) -> str:
     """A frame of every tile in (cell - window, cell]."""
     start = "UNBOUNDED" if window is None else f"{window - (plan.every or 1)}L"
-    partition = ", ".join(quoted(plan.keys))
+    partition = ", ".join(all_quoted(plan.keys))
     return f" OVER (PARTITION BY {partition} ORDER BY {_CELL} RANGE BETWEEN {start} PRECEDING AND CURRENT ROW)"
 
 
@@ -400,7 +406,7 @@ def _spread(tiles: DataFrame, plan: TilePlan, *, until_us: int, lower_us: int | 
     """Each tile at its own cell and, empty, at every cell before the entity's next; none up to `lower_us`."""
     every = plan.every
     assert every is not None
-    following = f"lead({_CELL}) OVER (PARTITION BY {', '.join(quoted(plan.keys))} ORDER BY {_CELL})"
+    following = f"lead({_CELL}) OVER (PARTITION BY {', '.join(all_quoted(plan.keys))} ORDER BY {_CELL})"
     start = _CELL
     if lower_us is not None:
         start = f"if({_CELL} > {lower_us}L, {_CELL}, {lower_us}L + {every}L - pmod({lower_us}L - {_CELL}, {every}L))"
@@ -410,7 +416,7 @@ def _spread(tiles: DataFrame, plan: TilePlan, *, until_us: int, lower_us: int | 
     values = [name for name in tiles.columns if name not in (*plan.keys, _CELL, _FROM)]
     stepped = spans.selectExpr("*", f"explode(sequence({_START}, {_END}, {every}L)) AS {_STEP}")
     return stepped.selectExpr(
-        *quoted(plan.keys),
+        *all_quoted(plan.keys),
         f"{_STEP} AS {_CELL}",
         *(name for name in (_FROM,) if name in tiles.columns),
         *(f"if({_STEP} = {_CELL}, `{name}`, null) AS `{name}`" for name in values),
