@@ -27,7 +27,7 @@ check: $(VENV)/.installed  ## lint, format and types
 bench: $(VENV)/.installed java  ## one benchmark: make bench NAME=...; without NAME, which there are
 	@if [ -n '$(NAME)' ]; then $(PY) tests/benchmarks/$(NAME).py $(ARGS); else \
 	    echo 'make bench NAME=one of:'; \
-	    for file in tests/benchmarks/*.py; do [ "$${file##*/}" = common.py ] || echo "  $$(basename "$$file" .py)"; done; fi
+	    for file in tests/benchmarks/*.py; do case "$${file##*/}" in common.py|feast_peer.py) continue ;; esac; echo "  $$(basename "$$file" .py)"; done; fi
 
 up:  ## the parts in containers, by docker/compose.yaml
 	@docker compose -f docker/compose.yaml up --build --detach --wait

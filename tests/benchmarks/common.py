@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -14,6 +16,8 @@ from typing import Any
 from jobs.place import Place
 from jobs.settings import OnlineSettings, Settings, SparkSettings
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+FEAST = "feast[redis,spark]==0.67.0"
 MEMORY = "3g"  # of the JVM; with its Python workers it stays within 4 GiB
 
 
@@ -76,6 +80,27 @@ def _resident(root: int) -> int:
         found = {pid for pid, parent in parents.items() if parent in below} - below
         below |= found
     return sum(sizes.get(pid, 0) for pid in below)
+
+
+def feast_python() -> Path:
+    """The interpreter of an environment with Feast in it, which is made when it is first asked for."""
+    folder = ROOT / "build" / "feast"
+    if not (folder / "installed").is_file():
+        progress(f"installing {FEAST} into {folder}")
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", FEAST], check=True)
+        (folder / "installed").touch()
+    return folder / "bin" / "python"
+
+
+def feast_seconds(what: str, folder: Path, *args: int) -> list[float]:
+    """What feast_peer.py measures, in a process of its own."""
+    script = Path(__file__).parent / "feast_peer.py"
+    command = [str(feast_python()), str(script), what, str(folder), *map(str, args)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    found: list[float] = json.loads(told.splitlines()[-1])
+    return found
 
 
 def rounded(value: Any) -> Any:

@@ -4,8 +4,9 @@
     make bench NAME=pit ARGS="400000"                the same, a tenth
 
 Parquet in, Parquet out: the files are those of offline tables that `compute` wrote. Every engine answers every cell,
-and the row hash says that all are equal. The last line is one JSON object; times are seconds, an engine's first run is
-not counted.
+and the row hash says that all are equal. Feast answers a quarter of the rows. `spark_alone` is what Spark takes to read
+the tables and to write the result once more, without a join: no join in Spark is faster. The last line is one JSON
+object; times are seconds, an engine's first run is not counted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -36,7 +38,7 @@ from feature_defs import Entity, Feature, FeatureGroup, Service, Source  # noqa:
 from jobs.compute import compute  # noqa: E402
 from jobs.place import Place  # noqa: E402
 from jobs.training_set import training_set  # noqa: E402
-from tests.benchmarks.common import place_in, progress, rounded, seconds, watched_memory  # noqa: E402
+from tests.benchmarks.common import feast_seconds, place_in, progress, rounded, seconds, watched_memory  # noqa: E402
 from tests.lab import register  # noqa: E402
 
 ROUNDS = 3
@@ -135,9 +137,18 @@ def join_max_by(spark: SparkSession, spine: Path, tables: list[list[str]], out: 
     result.drop("row").write.mode("overwrite").parquet(str(out))
 
 
-def row_hash(engine: Any, files: str, groups: int) -> tuple[int, int]:
+def alone(spark: SparkSession, tables: list[list[str]], result: Path, out: Path) -> None:
+    """Every value read, and the result written: what any join has to do besides."""
+    for k, files in enumerate(tables):
+        names = [name for name, _ in features_of(k)]
+        rows = spark.read.parquet(*files).select("customer_id", "event_time", "created_time", *names)
+        rows.write.format("noop").mode("overwrite").save()
+    spark.read.parquet(str(result)).write.mode("overwrite").parquet(str(out))
+
+
+def row_hash(engine: Any, files: str, groups: int, *, time: str = "event_time") -> tuple[int, int]:
     """How many rows, and a sum of their hashes: the same for the same rows in any order."""
-    columns = ["customer_id", "epoch_us(event_time)", "label", *(n for k in range(groups) for n, _ in features_of(k))]
+    columns = ["customer_id", f"epoch_us({time})", "label", *(n for k in range(groups) for n, _ in features_of(k))]
     found = engine.execute(f"SELECT count(*), sum(hash({', '.join(columns)})::HUGEINT) FROM read_parquet({files})")
     return tuple(found.fetchall()[0])
 
@@ -173,15 +184,16 @@ class Case:
 
 def measured(folder: Path, rows: int) -> dict[str, Any]:
     place, entities = place_in(folder), rows // 10
-    cases = {name: Case(place, folder, name) for name in ("plain", "twice", "hot")}
+    cases = {name: Case(place, folder, name) for name in ("plain", "twice", "hot", "quarter")}
     progress("data")
     cases["plain"].write(8, rows, entities)
     cases["twice"].write(4, 2 * rows, entities)
     cases["hot"].write(4, rows, entities, hot=0.2)
+    cases["quarter"].write(4, rows // 4, entities // 4)
     few = Case(place, folder, "few")
     write_spine(few.spine, 10_000, entities // 20, start=60 * DAY_US, span=7 * DAY_US)
     parts = [Entity("customer", keys={"customer_id": "bigint"})]
-    for name, groups in (("plain", 8), ("twice", 4), ("hot", 4)):
+    for name, groups in (("plain", 8), ("twice", 4), ("hot", 4), ("quarter", 4)):
         parts += definitions(name, groups)
     half = [part for part in parts if isinstance(part, FeatureGroup) and part.name in {f"plain_g{k}" for k in range(4)}]
     parts.append(Service("half", half))
@@ -195,10 +207,12 @@ def measured(folder: Path, rows: int) -> dict[str, Any]:
         "ours": lambda: plain.join("half"),
         "duckdb": lambda: duck_sql(engine, plain.spine, tables, folder / "duck.parquet"),
         "join_max_by": lambda: join_max_by(place.spark, plain.spine, tables, folder / "max_by"),
+        "spark_alone": lambda: alone(place.spark, tables, plain.out, folder / "alone"),
         "groups_8": lambda: plain.join("plain"),
         "twice": cases["twice"].join,
         "hot": cases["hot"].join,
         "few": lambda: few.join("half"),
+        "quarter": cases["quarter"].join,
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     hashes = {}
@@ -211,6 +225,14 @@ def measured(folder: Path, rows: int) -> dict[str, Any]:
                     hashes[name] = row_hash(engine, plain.result, 4)
     hashes["duckdb"] = row_hash(engine, f"'{folder}/duck.parquet'", 4)
     hashes["join_max_by"] = row_hash(engine, f"'{folder}/max_by/*.parquet'", 4)
+    progress("a process of its own, and Feast")
+    cold = statistics.median(seconds(lambda: in_a_process(folder)) for _ in range(ROUNDS))
+    feast = feast_seconds("join", folder, 4, ROUNDS + 1)
+    hashes_of_quarter = {
+        row_hash(engine, cases["quarter"].result, 4),
+        row_hash(engine, f"'{folder}/feast/out/*.parquet'", 4, time="event_timestamp"),
+    }
+    times["feast"] = feast
     median = {name: statistics.median(values[1:]) for name, values in times.items()}
     ours = median["ours"]
     told = {
@@ -219,17 +241,26 @@ def measured(folder: Path, rows: int) -> dict[str, Any]:
         "spine_rows": rows // 5,
         "vs_duckdb": median["duckdb"] / ours,
         "vs_join_max_by": median["join_max_by"] / ours,
+        "vs_feast": median["feast"] / median["quarter"],
+        "vs_spark_alone": median["spark_alone"] / ours,
         "identical": len(set(hashes.values())) == 1,
+        "identical_feast": len(hashes_of_quarter) == 1,
         "groups_8_vs_4": median["groups_8"] / ours,
         "rows_x2": median["twice"] / ours,
         "pruned_vs_full": median["few"] / ours,
         "skew_vs_uniform": median["hot"] / ours,
+        "cold_s": cold,
         "peak_memory_gib": peak[0],
         "seconds": median,
         "first_seconds": {name: values[0] for name, values in times.items()},
     }
     found: dict[str, Any] = rounded(told)
     return found
+
+
+def in_a_process(folder: Path) -> None:
+    """A training set of the size of the demo's, from the start of a process to its end."""
+    subprocess.run([sys.executable, __file__, "few", str(folder)], check=True)
 
 
 def main(rows: int) -> dict[str, Any]:
@@ -241,5 +272,8 @@ def main(rows: int) -> dict[str, Any]:
         shutil.rmtree(folder)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1:2] == ["few"]:
+    lakes = Path(sys.argv[2])
+    Case(place_in(lakes), lakes, "few").join("half")
+elif __name__ == "__main__":
     print(json.dumps(main(int(sys.argv[1]) if len(sys.argv) > 1 else 4_000_000)))
