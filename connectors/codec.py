@@ -35,6 +35,9 @@ other features is an error, never a wrong number. The first 17 bytes keep their 
 the online store compares definition number and event_time without knowing the schema. docs/codec.md has the reasons
 and a worked example.
 
+A removal is exactly the first 17 bytes, its schema fingerprint 0: what `write` is given to take a value away that is
+not newer. It is never stored, and `decode` refuses it. Every value is longer, as a schema has at least one feature.
+
 An entity's key is text: PREFIX:ENTITY:VALUE|VALUE, with a backslash before each backslash and bar inside a value.
 
 Encoding works on whole columns: fixed-width features are laid out as one structured numpy matrix, and one Arrow kernel
@@ -46,11 +49,11 @@ from __future__ import annotations
 import hashlib
 import operator
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from decimal import Context, Decimal, Inexact, InvalidOperation
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -63,7 +66,14 @@ from feature_defs.data_types import KEY_TYPES, TYPES, DataType, parse
 CODEC_VERSION = 1
 EVENT_TIME = "event_time"
 HEADER = struct.Struct("<BIIq")
+HEAD_SIZE = 5  # of it: codec version and schema fingerprint
 
+_HEADER_LAYOUT: list[tuple[str, str, tuple[int, ...]]] = [
+    ("version", "u1", ()),
+    ("schema", "<u4", ()),
+    ("definition", "<u4", ()),
+    (EVENT_TIME, "<i8", ()),
+]
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
@@ -109,6 +119,9 @@ class ValueSchema:
     def __post_init__(self) -> None:
         if len(self.names) != len(self.types):
             raise CodecError(f"a schema of {len(self.names)} names has {len(self.types)} types")
+        # Without a null bitmap its values would be removals.
+        if not self.names:
+            raise CodecError("a schema has at least one feature")
         for name, data_type in zip(self.names, self.types, strict=True):
             if not data_type.is_feature_type:
                 raise CodecError(f"feature '{name}': {data_type.spark} has no online codec")
@@ -161,9 +174,7 @@ def encode(
     batch: pa.RecordBatch | pa.Table, schema: ValueSchema, *, definition: int
 ) -> pa.BinaryArray | pa.LargeBinaryArray:
     """The packed value of every row. The batch has `event_time` and the schema's features, among other columns."""
-    # Numpy before 2 would store another number.
-    if not 0 <= definition <= _LAST_DEFINITION:
-        raise CodecError(f"a definition number is from 0 to {_LAST_DEFINITION}, found {definition}")
+    _check_definition(definition)
     batches = batch.to_batches() if isinstance(batch, pa.Table) else [batch]
     packed = [_encode_batch(part, schema, definition) for part in batches]
     return _narrowed(pa.concat_arrays([pa.array([], pa.large_binary()), *packed]))
@@ -198,13 +209,24 @@ def _encode_batch(batch: pa.RecordBatch, schema: ValueSchema, definition: int) -
     return _joined(pieces)
 
 
+def removal(definition: int, event_times: npt.NDArray[np.int64]) -> pa.BinaryArray:
+    """For each event_time, what makes `write` take away a value that is not newer, nor of a later definition."""
+    _check_definition(definition)
+    headers = np.zeros(len(event_times), _HEADER_LAYOUT)
+    headers["version"], headers["definition"], headers[EVENT_TIME] = CODEC_VERSION, definition, event_times
+    return _rows_of(headers).cast(pa.binary())
+
+
+def _check_definition(definition: int) -> None:
+    # Numpy before 2 would store another number.
+    if not 0 <= definition <= _LAST_DEFINITION:
+        raise CodecError(f"a definition number is from 0 to {_LAST_DEFINITION}, found {definition}")
+
+
 def _fixed_layout(schema: ValueSchema) -> np.dtype[np.void]:
     """The header, the null bitmap and the fixed-width features, these named by their position."""
     layout: list[tuple[str, str, tuple[int, ...]]] = [
-        ("version", "u1", ()),
-        ("schema", "<u4", ()),
-        ("definition", "<u4", ()),
-        (EVENT_TIME, "<i8", ()),
+        *_HEADER_LAYOUT,
         ("nulls", "u1", (_bitmap_size(len(schema.types)),)),
     ]
     for position, kind in enumerate(schema.types):
@@ -450,6 +472,8 @@ def _offsets_and_data(values: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDAr
 def decode(value: bytes, schema: ValueSchema) -> DecodedRow:
     """A packed value's event_time and features; CodecError for bytes that `encode` would not write."""
     _check_header(value)
+    if len(value) == HEADER.size:
+        raise CodecError("a removal is no value")
     if int.from_bytes(value[1:5], "little") != schema.fingerprint:
         raise CodecError("the value was written under another schema: the feature group's features have changed")
     try:
@@ -458,7 +482,138 @@ def decode(value: bytes, schema: ValueSchema) -> DecodedRow:
         raise
     except (struct.error, ValueError, OverflowError):
         # Their messages quote the value.
-        raise CodecError(f"a value of {len(value)} bytes is damaged") from None
+        raise _damaged(value) from None
+
+
+def schema_head(schema: ValueSchema) -> bytes:
+    """The first HEAD_SIZE bytes of every value of a schema: what tells a reader how to go on."""
+    return bytes((CODEC_VERSION,)) + schema.fingerprint.to_bytes(4, "little")
+
+
+class ValueReader:
+    """`decode` with all of it prepared, for some features of one schema; a feature that is None stands for null.
+
+    It takes values that begin with the schema's head. What it refuses is what `decode` refuses, but for what lies
+    inside features that are not asked for.
+    """
+
+    def __init__(self, schema: ValueSchema, features: Sequence[str | None]) -> None:
+        kinds = schema.types
+        # As a value holds them: the fixed-width features, then the others; the first length is read with the former.
+        stored = sorted(range(len(kinds)), key=lambda feature: kinds[feature].row.width is None)
+        self._others = sum(kind.row.width is None for kind in kinds)
+        fixed = schema.fixed_format.removeprefix(HEADER.format)
+        self._layout = struct.Struct(f"<{HEADER.size - 8}xq{fixed}{'I' if self._others else ''}")
+        self._no_nulls, self._spare_bits = bytes(_bitmap_size(len(kinds))), schema.spare_bits
+        self._stored = [(spot, 1 << feature, kinds[feature]) for spot, feature in enumerate(stored)]
+        wanted = {schema.names.index(name) for name in features if name is not None}
+        self._convert = [_converter(kinds[feature]) if feature in wanted else None for feature in stored]
+        self._conversions = [(spot, convert) for spot, convert in enumerate(self._convert) if convert is not None]
+        spots = {schema.names[feature]: spot for spot, feature in enumerate(stored)}
+        self._spots = [len(stored) if name is None else spots[name] for name in features]
+
+    def row(self, value: bytes) -> tuple[int, list[Any]]:
+        """One value's event_time and features."""
+        try:
+            event_time, bitmap, *raw = self._layout.unpack_from(value)
+            end = self._layout.size
+            if self._others:
+                start, length = end, raw.pop()
+                for _ in range(self._others - 1):
+                    end = start + length
+                    raw.append(value[start:end])
+                    start, length = end + 4, int.from_bytes(value[end : end + 4], "little")
+                end = start + length
+                raw.append(value[start:end])
+            # A length beyond the end shows here too: the position only grows.
+            if end != len(value):
+                raise CodecError(f"expected {end} bytes, found {len(value)}")
+            if bitmap == self._no_nulls:
+                for spot, convert in self._conversions:
+                    raw[spot] = convert(raw[spot])
+            else:
+                self._set_nulls(raw, int.from_bytes(bitmap, "little"))
+            raw.append(None)
+            return event_time, [raw[spot] for spot in self._spots]
+        except CodecError:
+            raise
+        except (struct.error, ValueError, OverflowError):
+            raise _damaged(value) from None
+
+    def columns(self, values: Sequence[bytes]) -> tuple[list[int], list[list[Any]]]:
+        """The event_times of many values and a list of values for each feature; CodecError when one is refused."""
+        size, count, layout = self._layout.size, len(values), self._layout
+        lengths = list(map(len, values))
+        try:
+            if min(lengths) < size:
+                raise CodecError(f"a value of {min(lengths)} bytes is cut")
+            fixed: list[Any] = list(zip(*layout.iter_unpack(b"".join([v[:size] for v in values])), strict=True))
+            event_times, bitmaps, *raw = fixed
+            ends: Sequence[int] = [size] * count
+            if self._others:
+                starts, inside = ends, raw.pop()
+                for _ in range(self._others - 1):
+                    ends = list(map(operator.add, starts, inside))
+                    raw.append([v[start:end] for v, start, end in zip(values, starts, ends, strict=True)])
+                    starts = [end + 4 for end in ends]
+                    inside = [int.from_bytes(v[end : end + 4], "little") for v, end in zip(values, ends, strict=True)]
+                ends = list(map(operator.add, starts, inside))
+                raw.append([v[start:] for v, start in zip(values, starts, strict=True)])
+            if ends != lengths:
+                raise CodecError("a value is shorter or longer than its lengths say")
+            if bitmaps.count(self._no_nulls) == count:
+                for spot, convert in self._conversions:
+                    raw[spot] = list(map(convert, raw[spot]))
+            else:
+                self._set_nulls_of_columns(raw, [int.from_bytes(bitmap, "little") for bitmap in bitmaps])
+            raw.append([None] * count)
+            return list(event_times), [list(raw[spot]) for spot in self._spots]
+        except CodecError:
+            raise
+        except (struct.error, ValueError, OverflowError):
+            raise CodecError(f"one of {count} values is damaged") from None
+
+    def _set_nulls(self, raw: list[Any], nulls: int) -> None:
+        if nulls & self._spare_bits:
+            raise CodecError("the null bitmap has bits beyond the last feature")
+        for (spot, bit, kind), convert in zip(self._stored, self._convert, strict=True):
+            if nulls & bit:
+                raw[spot] = _null(raw[spot], kind)
+            elif convert is not None:
+                raw[spot] = convert(raw[spot])
+
+    def _set_nulls_of_columns(self, raw: list[Any], nulls: list[int]) -> None:
+        somewhere = 0
+        for row in nulls:
+            somewhere |= row
+        if somewhere & self._spare_bits:
+            raise CodecError("a null bitmap has bits beyond the last feature")
+        for (spot, bit, kind), convert in zip(self._stored, self._convert, strict=True):
+            if somewhere & bit:
+                pairs = zip(raw[spot], nulls, strict=True)
+                raw[spot] = [
+                    _null(item, kind) if row & bit else convert(item) if convert else item for item, row in pairs
+                ]
+            elif convert is not None:
+                raw[spot] = list(map(convert, raw[spot]))
+
+
+def _converter(kind: DataType) -> Callable[[Any], Any] | None:
+    """From what a value holds to Python's value; None where they are the same."""
+    if kind.kind in ("int", "bigint", "float", "double", "binary"):
+        return None
+    return bytes.decode if kind.kind == "string" else partial(_python_value, kind=kind)
+
+
+def _null(raw: Any, kind: DataType) -> Any:
+    """None, stored as zeros or as no bytes."""
+    if raw.strip(b"\0") if kind.kind == "decimal" else raw:
+        raise CodecError(f"a null {kind.kind} has a value")
+    return None
+
+
+def _damaged(value: bytes) -> CodecError:
+    return CodecError(f"a value of {len(value)} bytes is damaged")
 
 
 def event_time_of(value: bytes) -> int:
@@ -466,6 +621,13 @@ def event_time_of(value: bytes) -> int:
     _check_header(value)
     *_, event_time = HEADER.unpack_from(value)
     return int(event_time)
+
+
+def definition_of(value: bytes) -> int:
+    """The number of the definition that a packed value was made by."""
+    _check_header(value)
+    _, _, definition, _ = HEADER.unpack_from(value)
+    return int(definition)
 
 
 def event_times(values: pa.BinaryArray | pa.LargeBinaryArray) -> npt.NDArray[np.int64]:
@@ -517,11 +679,7 @@ def _length_and_bytes(value: bytes, position: int) -> tuple[bytes, int]:
 
 
 def _present_or_null(raw: Any, kind: DataType, *, is_null: bool) -> Any:
-    if not is_null:
-        return _python_value(raw, kind)
-    if raw.strip(b"\0") if kind.kind == "decimal" else raw:
-        raise CodecError(f"a null {kind.kind} has a value")
-    return None
+    return _null(raw, kind) if is_null else _python_value(raw, kind)
 
 
 def _python_value(raw: Any, kind: DataType) -> Any:
@@ -631,14 +789,28 @@ def encode_keys(
 
 def encode_key(values: Sequence[object], entity_name: str, *, key_types: Sequence[DataType], prefix: str) -> bytes:
     """The key of one entity, equal to what `encode_keys` writes for it."""
-    start = _key_start(prefix, entity_name, key_types)
-    if len(values) != len(key_types):
-        raise CodecError(f"entity '{entity_name}' has {len(key_types)} key(s), found {len(values)} value(s)")
-    try:
-        texts = [_key_text(value, kind) for value, kind in zip(values, key_types, strict=True)]
-        return (start + "|".join(texts)).encode()
-    except UnicodeEncodeError:
-        raise CodecError(f"a key of entity '{entity_name}' is not valid text") from None
+    return key_writer(entity_name, key_types=key_types, prefix=prefix)(values)
+
+
+def key_writer(entity_name: str, *, key_types: Sequence[DataType], prefix: str) -> Callable[[Sequence[object]], bytes]:
+    """`encode_key` for one entity, for many of its values."""
+    kinds = tuple(key_types)
+    start = _key_start(prefix, entity_name, kinds)
+    is_text = [kind.kind for kind in kinds] == ["string"]
+
+    def write(values: Sequence[object]) -> bytes:
+        if len(values) != len(kinds):
+            raise CodecError(f"entity '{entity_name}' has {len(kinds)} key(s), found {len(values)} value(s)")
+        try:
+            # The key of most entities; the other way takes four times as long.
+            if is_text and type(text := values[0]) is str and "|" not in text and "\\" not in text:
+                return (start + text).encode()
+            texts = [_key_text(value, kind) for value, kind in zip(values, kinds, strict=True)]
+            return (start + "|".join(texts)).encode()
+        except UnicodeEncodeError:
+            raise CodecError(f"a key of entity '{entity_name}' is not valid text") from None
+
+    return write
 
 
 def _key_start(prefix: str, entity_name: str, key_types: Sequence[DataType]) -> str:

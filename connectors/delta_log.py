@@ -20,7 +20,7 @@ from feature_defs.errors import DataError
 
 LOG = "_delta_log"
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.(\d{10})\.(\d{10}))?\.parquet")
-_COLUMNS = ("add.path", "add.partitionValues", "metaData.configuration", "metaData.partitionColumns")
+_COLUMNS = ("add.path", "add.size", "add.partitionValues", "metaData.configuration", "metaData.partitionColumns")
 
 Action = Mapping[str, Any]
 

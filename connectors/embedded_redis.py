@@ -51,7 +51,8 @@ SETTINGS = {"port": "0", "unixsocketperm": "700", "daemonize": "yes", "save": "6
 
 def address(folder: Path) -> RedisAddress:
     """Where the folder's server listens when it runs."""
-    return RedisAddress(f"unix://{quote(str(_socket(folder)))}")
+    # Nobody starts it again when it dies, so a write does not wait for that.
+    return RedisAddress(f"unix://{quote(str(_socket(folder)))}", patience_seconds=1.0)
 
 
 def start(folder: Path) -> RedisAddress:

@@ -18,13 +18,14 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from connectors.delta_log import commit_actions, commits, note_in
+from connectors.delta_log import commit_actions, commits, delta_version, note_in
 from connectors.file_store import FileStore, open_file_store
 from connectors.lakes import joined
 from feature_defs.errors import LakeError, UsageError
@@ -34,9 +35,11 @@ from feature_defs.model import EVENT_TIME, HIDDEN, REJECTED
 Note = Mapping[str, Any]
 _ONE_MERGE = threading.Lock()  # what a merge says of its commit is the session's, and threads may share that
 MAINTAINED = "maintained"  # in the note of a version that maintenance made of the one before
+WENT = HIDDEN + "went"  # whether a changed row is one that went
 STAGING = "_staging"  # in a table's folder, what a merge is about to put in it
 ROWS_A_FILE = 250_000  # a file of rows in the order of time covers a short span, and a reader of a month skips others
 _ORDERED = ("timestamp", "string", "long", "integer", "date", "decimal")
+_FEED = "delta.enableChangeDataFeed"  # what loads of the online store read; appended rows cost nothing more
 _MOST_CLUSTERED = 3  # more columns make files that are narrow in none
 _PARQUET = {
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",  # INT96 has no bounds to skip by, and is slower
@@ -60,6 +63,10 @@ class OfflineTable(Protocol):
 
     def read_all(self, version: int | None = None) -> DataFrame:
         """The same with what compute keeps for itself: hidden columns, rows in quarantine."""
+
+    def changes(self, since: int, until: int) -> DataFrame | None:
+        """The rows that came and that WENT from one version to a later one; a corrected row is one of each, and some
+        did neither. None when the table does not tell; whether vacuum took their files shows when they are read."""
 
     def note(self, version: int) -> Note:
         """The note of the newest version up to this one that has one: maintenance writes none."""
@@ -149,6 +156,16 @@ class DeltaOfflineTable:
     def read_all(self, version: int | None = None) -> DataFrame:
         chosen = _existing(self, version)
         return self.spark.read.format("delta").option("versionAsOf", chosen).load(self.uri)
+
+    def changes(self, since: int, until: int) -> DataFrame | None:
+        found = delta_version(self.files, self.uri, f"Table '{self.uri}'", until)
+        if found is None or dict(found.metadata["configuration"]).get(_FEED) != "true":
+            return None
+        reader = self.spark.read.format("delta").option("readChangeFeed", "true")
+        rows = reader.option("startingVersion", since + 1).option("endingVersion", until).load(self.uri)
+        went = F.col("_change_type").isin("delete", "update_preimage")
+        told = ("_change_type", "_commit_version", "_commit_timestamp")
+        return shown(rows).withColumn(WENT, went).drop(*told)
 
     def note(self, version: int) -> Note:
         found: Note = {}
@@ -251,6 +268,26 @@ class ParquetOfflineTable:
     def read_all(self, version: int | None = None) -> DataFrame:
         manifest = self.manifest(_existing(self, version))
         return self._rows_of(manifest["files"], StructType.fromJson(manifest["schema"]))
+
+    def changes(self, since: int, until: int) -> DataFrame | None:
+        came: dict[str, Mapping[str, Any]] = {}
+        went: dict[str, Mapping[str, Any]] = {}
+        try:
+            manifests = [self.manifest(version) for version in range(since, until + 1)]
+        except LakeError:  # removed by maintenance
+            return None
+        for then, now in pairwise(manifests):
+            if MAINTAINED in now["note"]:  # the same rows in other files
+                continue
+            before, behind = ({file["path"]: file for file in one["files"]} for one in (then, now))
+            came |= {path: file for path, file in behind.items() if path not in before}
+            went |= {path: file for path, file in before.items() if path not in behind}
+        schema = StructType.fromJson(manifests[-1]["schema"])
+        parts = [
+            shown(self._rows_of(list(files.values()), schema)).select("*", F.lit(gone).alias(WENT))
+            for files, gone in ((came, False), (went, True))
+        ]
+        return parts[0].unionByName(parts[1])
 
     def _rows_of(self, files: Sequence[Mapping[str, Any]], schema: StructType) -> DataFrame:
         paths = [joined(self.uri, file["path"]) for file in files]
@@ -382,7 +419,8 @@ def _properties(schema: StructType) -> dict[str, str]:
     """Of a new Delta table. Least and greatest values only of what readers look for: those of all columns take as long
     as writing the rows does."""
     known = ",".join(map(quoted, clustered_by(schema))) if EVENT_TIME in schema.names else ""
-    return {"delta.enableDeletionVectors": "true", **({"delta.dataSkippingStatsColumns": known} if known else {})}
+    stats = {"delta.dataSkippingStatsColumns": known} if known else {}
+    return {"delta.enableDeletionVectors": "true", _FEED: "true", **stats}
 
 
 def _existing(table: OfflineTable, version: int | None) -> int:

@@ -5,6 +5,15 @@
 
 Every store keeps the newer value: `write` never replaces a value by one of an older definition number, nor, within one
 definition, of an older event_time. An equal event_time replaces, since it is a correction.
+
+What the offline table no longer holds is taken back in two ways, neither of which touches a newer value of another
+writer:
+
+    a limit     the row is now the newest: it also replaces a value of its definition that is newer than itself, up to
+                the limit
+    a removal   (codec.removal) no row is left: a value of the same or an older definition goes, up to the event_time
+
+A row past its ttl changes nothing and counts as expired; with a limit, the value that it would have replaced goes.
 """
 
 from __future__ import annotations
@@ -23,13 +32,21 @@ class WriteCounts:
     written: int = 0
     kept_newer: int = 0  # the store already held a newer definition or event_time
     expired: int = 0  # older than the ttl, so nobody could have read them
+    removed: int = 0  # values that went, by a removal or for a row past its ttl
+    absent: int = 0  # removals that found nothing
     bytes: int = 0  # of the values that were written
+
+    @property
+    def rows(self) -> int:
+        return self.written + self.kept_newer + self.expired + self.removed + self.absent
 
     def __add__(self, other: WriteCounts) -> WriteCounts:
         return WriteCounts(
             self.written + other.written,
             self.kept_newer + other.kept_newer,
             self.expired + other.expired,
+            self.removed + other.removed,
+            self.absent + other.absent,
             self.bytes + other.bytes,
         )
 
@@ -38,8 +55,16 @@ class OnlineStore(Protocol):
     """An open connection; whoever opened it closes it. Failures are OnlineStoreErrors."""
 
     def write(
-        self, keys: pa.Array, values: pa.Array, *, field: bytes, ttl_us: int | None, now_us: int
-    ) -> WriteCounts: ...
+        self,
+        keys: pa.Array,
+        values: pa.Array,
+        *,
+        field: bytes,
+        ttl_us: int | None,
+        now_us: int,
+        limits: pa.Array | None = None,
+    ) -> WriteCounts:
+        """Values or removals of keys; `limits` are event_times in microseconds, null for none."""
 
     def read(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> list[list[bytes | None]]:
         """A list per key with a value per field, in the order asked."""

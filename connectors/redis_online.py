@@ -2,7 +2,8 @@
 
     tm:customer:c-17  {customer_purchases:1 -> packed, customer_support:3 -> packed}
 
-    write   keys, values -> calls of 50 entities -> windows of 64 calls, pipelined -> a Lua script compares and stores
+    write   keys, values -> calls of 50 entities as one stream of bytes -> a Lua script compares and stores
+            while all keys are new and none expires, blocks of plain commands, which cost the server a third less
     read    keys x fields -> one pipelined HMGET per key, one round trip
 
 Newer wins inside the server: the script compares event_times where the value lies, so writers need no lock and any load
@@ -12,22 +13,26 @@ A key expires when the last of its groups would: its expiry is only ever raised,
 Redis counts by its own clock and in milliseconds; readers check the ttl exactly, by the packed event_time. So a key
 lives a second longer than its last value, and a value that is past its ttl by the server's clock is not stored.
 
-What it needs of a restricted Redis user: EVALSHA, SCRIPT LOAD, HGET, HSET, HMGET, HDEL, PTTL, PEXPIREAT, PERSIST, TIME,
-PING on the keys of its prefix.
+What it needs of a restricted Redis user: EVALSHA, SCRIPT LOAD, EXISTS, HGET, HSET, HSETNX, HMGET, HDEL, PTTL,
+PEXPIREAT, PERSIST, TIME, PING, on the keys of its prefix, and MULTI and EXEC, without which it is slower. In a Redis
+Cluster also ASKING, COMMAND and CLUSTER SLOTS. An audit of all entities asks INFO, SCAN and HEXISTS, too; a forecast
+INFO and, where it may, CONFIG GET.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import redis
@@ -39,73 +44,118 @@ from redis.exceptions import (
     ClusterCrossSlotError,
     ClusterDownError,
     NoPermissionError,
-    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
 )
 from redis.retry import Retry
 
 from connectors.codec import HEADER, event_times
 from connectors.online_store import WriteCounts
+from connectors.pacing import BURST_SECONDS, Patience, TokenBucket
+from connectors.redis_cluster import ClusterRoute, is_cluster, slots_of
+from connectors.redis_memory import ServerMemory, server_memory
+from connectors.redis_stream import OneServer, Route, Stopped, blocks, new_blocks, run_calls, script_calls
 from feature_defs.errors import OnlineStoreError, UsageError
 
 ENTITIES_PER_CALL = 50
-CALLS_IN_FLIGHT = 64
-# Large values make smaller calls, so that what is in flight stays below CALLS_IN_FLIGHT times this.
+# Large values make smaller calls: the server does nothing else during one.
 BYTES_PER_CALL = 256 * 1024
+# Laid out in memory at once; the keys and lengths come on top.
+ENTITIES_TOGETHER = 50_000
+BYTES_TOGETHER = 64 * 1024 * 1024
+DELETES_IN_FLIGHT = 3200
 EXPIRY_MARGIN_MS = 1000
+# A window of SCAN keeps the server for a millisecond or two.
+KEYS_PER_SCAN = 2000
+_NO_LIMIT = np.iinfo(np.int64).min
 
-# KEYS: entity keys. ARGV: the field, a packed value per key and, for a group with a ttl, an expiry per key.
+# KEYS: entity keys. ARGV: the field; an expiry per key, packed, or nothing for a group without a ttl; a limit per key,
+# packed, or nothing; a value or a removal per key.
 # An event_time is compared as two halves: Lua's numbers are doubles, which cannot hold every 64-bit integer, and its
 # string order depends on the server's locale.
 WRITE_SCRIPT = """
-local field, count = ARGV[1], #KEYS
-local has_ttl = #ARGV > count + 1
-local written, kept, expired, bytes = 0, 0, 0, 0
+local call, unpacked = redis.call, struct.unpack
+local field, expiries, limits = ARGV[1], ARGV[2], ARGV[3]
+local has_ttl, has_limits = #expiries > 0, #limits > 0
+local written, kept, expired, removed, absent, bytes = 0, 0, 0, 0, 0, 0
 
 local function now_ms()
-  local time = redis.call('TIME')
+  local time = call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
 local started = has_ttl and now_ms()
+-- One question for all keys: into an empty store nothing has to be compared.
+local empty = call('EXISTS', unpack(KEYS)) == 0
 
-for i = 1, count do
-  local key, value, expiry = KEYS[i], ARGV[1 + i], ARGV[1 + count + i]
-  local stored = redis.call('HGET', key, field)
-  local newer = false
-  if stored then
-    if #stored < HEADER_SIZE then
-      return redis.error_reply('FOREIGN the field holds a value that is not packed')
-    end
-    local definition, low, high = struct.unpack('<I4I4i4', value, HEADER_SIZE - 11)
-    local stored_definition, stored_low, stored_high = struct.unpack('<I4I4i4', stored, HEADER_SIZE - 11)
-    if stored_definition == definition then
-      newer = stored_high > high or (stored_high == high and stored_low > low)
-    else
-      newer = stored_definition > definition
-    end
-  end
-  if newer then
-    kept = kept + 1
-  elseif has_ttl and tonumber(expiry) <= started then
-    expired = expired + 1
-  else
-    -- Milliseconds left; -1 without expiry, -2 without key.
-    local left = has_ttl and redis.call('PTTL', key)
-    redis.call('HSET', key, field, value)
-    -- The clock is read after PTTL, so the present expiry is never taken for an earlier one and never lowered.
-    if not has_ttl then
-      redis.call('PERSIST', key)
-    elseif left == -2 or (left >= 0 and tonumber(expiry) > now_ms() + left) then
-      redis.call('PEXPIREAT', key, expiry)
+for i = 1, #KEYS do
+  local key, value = KEYS[i], ARGV[3 + i]
+  local removal = #value == HEADER_SIZE
+  local expiry = has_ttl and unpacked('<i8', expiries, 8 * i - 7)
+  local past = has_ttl and not removal and expiry <= started
+  -- 0 where the same key came before in this call.
+  if empty and not removal and not past and call('HSETNX', key, field, value) == 1 then
+    if has_ttl then
+      call('PEXPIREAT', key, expiry)
     end
     written = written + 1
     bytes = bytes + #value
+  else
+    local stored = call('HGET', key, field)
+    local later, newer = false, false -- later than the value, of the same definition; kept from being replaced
+    if stored then
+      if #stored <= HEADER_SIZE then
+        return redis.error_reply('FOREIGN the field holds a value that is not packed')
+      end
+      local definition, low, high = unpacked('<I4I4i4', value, HEADER_SIZE - 11)
+      local stored_definition, stored_low, stored_high = unpacked('<I4I4i4', stored, HEADER_SIZE - 11)
+      if stored_definition == definition then
+        later = stored_high > high or (stored_high == high and stored_low > low)
+        newer = later
+        if later and has_limits then
+          low, high = unpacked('<I4i4', limits, 8 * i - 7)
+          newer = stored_high > high or (stored_high == high and stored_low > low)
+        end
+      else
+        newer = stored_definition > definition
+      end
+    end
+    if newer then
+      kept = kept + 1
+    elseif removal or (past and later) then
+      if stored then
+        call('HDEL', key, field)
+        removed = removed + 1
+      else
+        absent = absent + 1
+      end
+    elseif past then
+      expired = expired + 1
+    elseif stored == value then
+      -- With an expiry all is done. Without one, a block may have written it under a key that expires.
+      if not has_ttl then
+        call('PERSIST', key)
+      end
+      written = written + 1
+      bytes = bytes + #value
+    else
+      -- Milliseconds left; -1 without expiry, -2 without key.
+      local left = has_ttl and call('PTTL', key)
+      call('HSET', key, field, value)
+      -- The clock is read after PTTL, so the present expiry is never taken for an earlier one and never lowered.
+      if not has_ttl then
+        call('PERSIST', key)
+      elseif left == -2 or (left >= 0 and expiry > started + left and expiry > now_ms() + left) then
+        call('PEXPIREAT', key, expiry)
+      end
+      written = written + 1
+      bytes = bytes + #value
+    end
   end
 end
-return {written, kept, expired, bytes}
+return {written, kept, expired, removed, absent, bytes, empty and 1 or 0}
 """.replace("HEADER_SIZE", str(HEADER.size))
 WRITE_SHA = hashlib.sha1(WRITE_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
@@ -119,6 +169,7 @@ class RedisAddress:
     username: str | None = None
     timeout_seconds: float = 10.0
     key_prefix: str = "tm"
+    patience_seconds: float = 30.0  # how long a write tries again what may pass: a restart, a failover
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -147,9 +198,17 @@ class RedisAddress:
 class RedisOnlineStore:
     """An open Redis, an OnlineStore. May be shared by threads; each uses a connection of the client's pool."""
 
-    def __init__(self, address: RedisAddress, client: redis.Redis) -> None:
+    def __init__(self, address: RedisAddress, client: redis.Redis, *, rate: float | None = None) -> None:
         self.address = address
         self._client = client
+        self._cluster: redis.RedisCluster | None = None
+        # Whether keys are expected to be new: then blocks of plain commands are tried before the script.
+        self._new = True
+        self._bucket = TokenBucket(rate) if rate else None
+        # Small enough that a low rate is kept from tenth of a second to tenth.
+        self._entities = (
+            ENTITIES_PER_CALL if rate is None else max(1, min(ENTITIES_PER_CALL, int(rate * BURST_SECONDS)))
+        )
 
     def __enter__(self) -> RedisOnlineStore:
         return self
@@ -159,65 +218,172 @@ class RedisOnlineStore:
 
     def close(self) -> None:
         self._client.close()
+        if self._cluster:
+            self._cluster.close()
 
-    def write(self, keys: pa.Array, values: pa.Array, *, field: bytes, ttl_us: int | None, now_us: int) -> WriteCounts:
+    def write(
+        self,
+        keys: pa.Array,
+        values: pa.Array,
+        *,
+        field: bytes,
+        ttl_us: int | None,
+        now_us: int,
+        limits: pa.Array | None = None,
+    ) -> WriteCounts:
         """Store each value under its key's field, unless a newer one is there. Safe to repeat after any failure."""
-        if len(keys) != len(values) or keys.null_count:
-            raise ValueError(f"{len(keys)} keys with {keys.null_count} null(s) for {len(values)} values")
-        times = event_times(values)
-        expired, expiries = 0, None
-        if ttl_us is not None:
-            # At the far end of time a sum would wrap around.
-            ends = np.minimum(times, np.iinfo(np.int64).max - ttl_us) + ttl_us
-            alive = ends >= now_us
-            expired = len(ends) - int(alive.sum())
-            if expired:
-                keys, values, ends = keys.filter(pa.array(alive)), values.filter(pa.array(alive)), ends[alive]
-            expiries = ends // 1000 + 1 + EXPIRY_MARGIN_MS
-        counts = WriteCounts(expired=expired)
-        calls = write_calls(keys, values, field=field, expiries=expiries)
-        with _explained(self.address, f"writing field '{field.decode()}' failed"):
-            while window := list(islice(calls, CALLS_IN_FLIGHT)):
-                counts += self._send(window)
+        rows = write_rows(keys, values, ttl_us=ttl_us, now_us=now_us, limits=limits)
+        counts = WriteCounts(expired=len(keys) - len(rows.keys))
+        try:
+            for found in self._counts(rows, field):
+                counts += found
+        except Stopped as stopped:
+            if self._turns_out_a_cluster(stopped.error):
+                # From the start: what was written is written once more, and counted once.
+                return self.write(keys, values, field=field, ttl_us=ttl_us, now_us=now_us, limits=limits)
+            counts += WriteCounts(*stopped.sums[:6].tolist())
+            problem, hint = _explain(stopped.error)
+            done = f"after {counts.rows:,} of {len(keys):,} entities" if counts.rows else ""
+            doing = f"writing field '{field.decode()}' failed {done}".rstrip()
+            raise OnlineStoreError(str(self.address), f"{doing}: {problem}", hint=hint) from None
         return counts
+
+    def _counts(self, rows: WriteRows, field: bytes) -> Iterator[WriteCounts]:
+        patience, per_call = Patience(self.address.patience_seconds), self._entities
+        if self._cluster:
+            per_call = 1
+            rows = rows.taken(np.argsort(slots_of(rows.keys), kind="stable"))
+        for part in rows.parts(per_call):
+            left = part
+            if self._new and part.are_plain:
+                written, left = self._written_new(part, field)
+                yield written
+            if not len(left.keys):
+                continue
+            numbers = (left.expiries, left.limits)
+            calls = script_calls(left.keys, left.values, numbers, rows=left.bounds, field=field, digest=WRITE_SHA)
+            *sums, empty = run_calls(
+                self._route_of(left), calls, width=7, patience=patience, bucket=self._bucket
+            ).tolist()
+            self._new = empty == len(calls)
+            yield WriteCounts(*sums)
+
+    def _route_of(self, rows: WriteRows) -> Route:
+        if self._cluster:
+            return ClusterRoute(self._cluster, WRITE_SCRIPT, slots_of(rows.keys))
+        return OneServer(self._client, WRITE_SCRIPT)
+
+    def _written_new(self, rows: WriteRows, field: bytes) -> tuple[WriteCounts, WriteRows]:
+        """Write what is all new, block by block; the others are left, whatever the reason."""
+        calls = blocks(rows.keys, rows.values, rows=rows.bounds, field=field)
+        found = new_blocks(self._route_of(rows), calls, self._bucket)
+        self._new = bool(found.all())
+        if self._new:
+            return WriteCounts(written=len(rows.keys), bytes=rows.value_bytes), rows.slice(0, 0)
+        kept = np.repeat(found, np.diff(calls.rows))
+        done, left = rows.taken(np.flatnonzero(kept)), rows.taken(np.flatnonzero(~kept))
+        return WriteCounts(written=len(done.keys), bytes=done.value_bytes), left
 
     def read(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> list[list[bytes | None]]:
         if not keys or not fields:
             return [[] for _ in keys]
         with _explained(self.address, f"reading {len(keys)} keys failed"):
-            return _checked(self._replies([("HMGET", key, *fields) for key in keys]))
+            return self._replies([("HMGET", key, *fields) for key in keys])
 
     def delete(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> int:
         deleted = 0
         calls = iter([("HDEL", key, *fields) for key in keys] if fields else [])
         with _explained(self.address, f"deleting from {len(keys)} keys failed"):
-            while window := list(islice(calls, CALLS_IN_FLIGHT * ENTITIES_PER_CALL)):
-                deleted += sum(_checked(self._replies(window)))
+            while window := list(islice(calls, DELETES_IN_FLIGHT)):
+                deleted += sum(self._replies(window))
         return deleted
 
-    def _send(self, window: list[tuple[Any, ...]]) -> WriteCounts:
-        """Run the script for a window of calls, after loading it into a server that does not have it."""
-        commands = [("EVALSHA", WRITE_SHA, *call) for call in window]
-        replies = self._replies(commands)
-        unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if unknown:
-            self._client.script_load(WRITE_SCRIPT)
-            again = self._replies([commands[index] for index in unknown])
-            for index, reply in zip(unknown, again, strict=True):
-                replies[index] = reply
-        return sum((WriteCounts(*reply) for reply in _checked(replies)), WriteCounts())
+    def last_load(self, field: bytes) -> str | None:
+        """The run that last loaded a field completely; None where none did, or the store has lost it."""
+        with _explained(self.address, "reading the last load failed"):
+            (reply,) = self._replies([("HGET", self._loaded, field)])
+        return reply.decode() if reply else None
+
+    def set_last_load(self, field: bytes, run: str) -> None:
+        with _explained(self.address, "writing the last load failed"):
+            self._replies([("HSET", self._loaded, field, run)])
+
+    @property
+    def _loaded(self) -> str:
+        return f"{self.address.key_prefix}:_loaded"
 
     def _replies(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """The reply of each command, an error reply as its exception, in one round trip."""
-        with self._client.pipeline(transaction=False) as pipeline:
+        """The reply of each command, in one round trip to each server."""
+        with (self._cluster or self._client).pipeline(transaction=False) as pipeline:
             for command in commands:
-                pipeline.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py has no types here
+                pipeline.execute_command(*command)
             # Raised by the pipeline, an error would quote the command with its values.
-            return pipeline.execute(raise_on_error=False)
+            replies = pipeline.execute(raise_on_error=False)
+        errors = [reply for reply in replies if isinstance(reply, Exception)]
+        if any(isinstance(error, RedisError) and self._turns_out_a_cluster(error) for error in errors):
+            return self._replies(commands)
+        if errors:
+            raise errors[0]
+        return list(replies)
+
+    def _turns_out_a_cluster(self, error: RedisError) -> bool:
+        """Whether this answer is the first to tell, so that the same can be asked of the cluster now."""
+        if self._cluster or not is_cluster(error):
+            return False
+        with _explained(self.address, "connecting to its cluster failed"):
+            self._cluster = _open_cluster(self.address)
+        return True
+
+    def scan(self, entity: str) -> Iterator[list[bytes]]:
+        """The keys of an entity that the store holds, in chunks.
+
+        A key may come twice, and one that is written or removed meanwhile may or may not come.
+        """
+        start = f"{self.address.key_prefix}:{entity}:"
+        match = re.sub(r"([*?\[\]\\])", r"\\\1", start) + "*"
+        with _explained(self.address, "listing keys failed"):
+            for server in self._servers():
+                cursor = -1
+                while cursor:
+                    cursor, found = server.scan(max(cursor, 0), match=match, count=KEYS_PER_SCAN)
+                    keys = [key for key in found if isinstance(key, bytes)]  # all: redis-py also types decoded ones
+                    if keys:
+                        yield keys
+
+    def holds(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> list[list[bool]]:
+        """Whether each key has each field, without its value."""
+        calls = [("HEXISTS", key, field) for key in keys for field in fields]
+        with _explained(self.address, f"looking for {len(keys)} keys failed"):
+            found = self._replies(calls)
+        width = len(fields)
+        return [[bool(one) for one in found[at * width : (at + 1) * width]] for at in range(len(keys))]
+
+    def memory(self) -> tuple[ServerMemory, ...]:
+        """What each server has and uses. CONFIG may be forbidden, as managed services do; INFO is not."""
+        with _explained(self.address, "asking for its memory failed"):
+            return tuple(_memory_of(server) for server in self._servers())
+
+    def _servers(self) -> list[redis.Redis]:
+        """The server that holds the keys, or the masters of the cluster."""
+        if not self._cluster and int(self._client.info("cluster").get("cluster_enabled", 0)):
+            self._cluster = _open_cluster(self.address)
+        if not self._cluster:
+            return [self._client]
+        masters = self._cluster.get_primaries()  # type: ignore[no-untyped-call]  # redis-py has no types here
+        return [self._cluster.get_redis_connection(node) for node in masters]
 
 
-def open_redis(address: RedisAddress) -> RedisOnlineStore:
-    """Connect and log in, or say why not."""
+def _memory_of(server: redis.Redis) -> ServerMemory:
+    info = server.info()
+    try:
+        settings = server.config_get("hash-max-*")
+    except redis.ResponseError:  # forbidden, or no such command
+        settings = None
+    return server_memory(info, settings)
+
+
+def open_redis(address: RedisAddress, *, rate: float | None = None) -> RedisOnlineStore:
+    """Connect and log in, or say why not. It writes at most `rate` entities a second."""
     client = redis.Redis.from_url(
         address.url,
         username=address.username,
@@ -228,7 +394,7 @@ def open_redis(address: RedisAddress) -> RedisOnlineStore:
         # Once more for a connection that the server closed while it was idle; Spark repeats what fails for longer.
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )
-    store = RedisOnlineStore(address, client)
+    store = RedisOnlineStore(address, client, rate=rate)
     try:
         with _explained(address, "connecting failed"):
             client.ping()
@@ -238,23 +404,86 @@ def open_redis(address: RedisAddress) -> RedisOnlineStore:
     return store
 
 
-def write_calls(
-    keys: pa.Array, values: pa.Array, *, field: bytes, expiries: np.ndarray[Any, np.dtype[np.int64]] | None
-) -> Iterator[tuple[Any, ...]]:
-    """The arguments of the write script after its digest, a call at a time."""
-    longest = max(pc.max(pc.binary_length(values)).as_py() or 0, 1)
-    entities = max(1, min(ENTITIES_PER_CALL, BYTES_PER_CALL // longest))
-    for start in range(0, len(keys), entities):
-        some = keys.slice(start, entities).to_pylist()
-        ends = [] if expiries is None else expiries[start : start + entities].tolist()
-        yield (len(some), *some, field, *values.slice(start, entities).to_pylist(), *ends)
+def _open_cluster(address: RedisAddress) -> redis.RedisCluster:
+    """The cluster that the server at the address is one of."""
+    return redis.RedisCluster.from_url(
+        address.url,
+        username=address.username,
+        password=address.password,
+        socket_timeout=address.timeout_seconds,
+        socket_connect_timeout=address.timeout_seconds,
+        protocol=2,
+        require_full_coverage=False,
+    )
 
 
-def _checked(replies: list[Any]) -> list[Any]:
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    return replies
+@dataclass(frozen=True)
+class WriteRows:
+    """What is sent of a write: each key's value or removal, and the columns that some writes have no need of."""
+
+    keys: pa.Array
+    values: pa.Array
+    expiries: npt.NDArray[np.int64] | None  # milliseconds; 0 for a value that is past its ttl
+    limits: npt.NDArray[np.int64] | None
+    per_call: int = ENTITIES_PER_CALL
+
+    def taken(self, order: npt.NDArray[np.int64]) -> WriteRows:
+        """These rows, in this order."""
+        keys, values = self.keys.take(pa.array(order)), self.values.take(pa.array(order))
+        expiries, limits = (None if of is None else of[order] for of in (self.expiries, self.limits))
+        return replace(self, keys=keys, values=values, expiries=expiries, limits=limits)
+
+    def slice(self, start: int, count: int) -> WriteRows:
+        keys, values = self.keys.slice(start, count), self.values.slice(start, count)
+        expiries, limits = (None if of is None else of[start : start + count] for of in (self.expiries, self.limits))
+        return replace(self, keys=keys, values=values, expiries=expiries, limits=limits)
+
+    def parts(self, per_call: int) -> Iterator[WriteRows]:
+        """As many rows at a time as are laid out in memory at once, in calls of so many or, of large values, fewer."""
+        longest = max(pc.max(pc.binary_length(self.values)).as_py() or 0, 1)
+        per_call = max(1, min(per_call, BYTES_PER_CALL // longest))
+        count = max(per_call, min(ENTITIES_TOGETHER, BYTES_TOGETHER // longest) // per_call * per_call)
+        for start in range(0, len(self.keys), count):
+            yield replace(self.slice(start, count), per_call=per_call)
+
+    @property
+    def bounds(self) -> npt.NDArray[np.int64]:
+        """At which row each call begins, and the end of the last."""
+        return np.append(np.arange(0, len(self.keys), self.per_call), len(self.keys))
+
+    @property
+    def are_plain(self) -> bool:
+        """Whether to set a field that is not there is all there is to do: no expiry, no removals."""
+        shortest = pc.min(pc.binary_length(self.values)).as_py()
+        return self.expiries is None and shortest is not None and shortest > HEADER.size
+
+    @property
+    def value_bytes(self) -> int:
+        return int(pc.sum(pc.binary_length(self.values)).as_py() or 0)
+
+
+def write_rows(
+    keys: pa.Array, values: pa.Array, *, ttl_us: int | None, now_us: int, limits: pa.Array | None
+) -> WriteRows:
+    """The rows of a write, without those past their ttl that can change nothing."""
+    count = len(keys)
+    if len(values) != count or keys.null_count:
+        raise ValueError(f"{count} keys with {keys.null_count} null(s) for {len(values)} values")
+    if limits is not None and len(limits) != count:
+        raise ValueError(f"{count} keys for {len(limits)} limits")
+    times = event_times(values)
+    until = None if limits is None else np.asarray(limits.fill_null(_NO_LIMIT).cast(pa.int64()))
+    if ttl_us is None:
+        return WriteRows(keys, values, None, until)
+    # At the far end of time a sum would wrap around.
+    ends = np.minimum(times, np.iinfo(np.int64).max - ttl_us) + ttl_us
+    alive = ends >= now_us
+    expiries = np.where(alive, ends // 1000 + 1 + EXPIRY_MARGIN_MS, 0)
+    sent = alive | (np.asarray(pc.binary_length(values)) == HEADER.size)
+    if until is not None:
+        sent |= until > times
+    rows = WriteRows(keys, values, expiries, until)
+    return rows if sent.all() else rows.taken(np.flatnonzero(sent))
 
 
 @dataclass(frozen=True)
@@ -267,6 +496,7 @@ class _Refusal:
     hint: str
 
 
+_CLUSTER_HINT = "look at `CLUSTER INFO` of its servers, then run it again: a repeated load is harmless"
 _ANOTHER_PREFIX = "something else uses this prefix: choose another key prefix, or remove its keys"
 # The first two are connection errors to redis-py too, so this table comes before those.
 _REFUSALS = (
@@ -298,8 +528,8 @@ _REFUSALS = (
     _Refusal(
         (AskError, ClusterCrossSlotError, ClusterDownError),
         "CROSSSLOT",
-        "it is a Redis Cluster, where one call cannot write keys of several slots",
-        "name a Redis that is no cluster",
+        "the Redis Cluster does not serve every key",
+        _CLUSTER_HINT,
     ),
     _Refusal(
         (),
@@ -332,6 +562,8 @@ def _explained(address: RedisAddress, doing: str) -> Iterator[None]:
     except RedisError as error:
         problem, hint = _explain(error)
         raise OnlineStoreError(str(address), f"{doing}: {problem}", hint=hint) from None
+    except RedisClusterException:
+        raise OnlineStoreError(str(address), f"{doing}: no server of its cluster answers", hint=_CLUSTER_HINT) from None
 
 
 def _explain(error: RedisError) -> tuple[str, str]:
@@ -350,3 +582,9 @@ def _explain(error: RedisError) -> tuple[str, str]:
         return "the connection broke", "look into the server's log, then run it again: a repeated load is harmless"
     code = text.split(" ", 1)[0]
     return f"it answered {code if code.isupper() else type(error).__name__}", "look into the server's log"
+
+
+def explained(address: RedisAddress, doing: str, error: RedisError) -> OnlineStoreError:
+    """A Redis error as ours, for one who reads without this module's store. Raise it `from None`: see `_explained`."""
+    problem, hint = _explain(error)
+    return OnlineStoreError(str(address), f"{doing}: {problem}", hint=hint)

@@ -17,8 +17,8 @@ from typing import Any
 from connectors.file_store import FileStore
 from connectors.lakes import joined
 from feature_defs import data_types, snapshot
-from feature_defs.errors import LakeError, RegistryConflict
-from feature_defs.model import Definitions
+from feature_defs.errors import LakeError, RegistryConflict, UsageError, listed, near_miss
+from feature_defs.model import Definitions, FeatureGroup, Service
 
 _NAME = re.compile(r"(\d{8})\.json")
 
@@ -54,6 +54,53 @@ class Registry:
         """The snapshot in force; None before the first apply."""
         numbers = self.numbers()
         return self.read(numbers[-1]) if numbers else None
+
+    def applied(self) -> Snapshot:
+        """The snapshot in force; LakeError before the first apply."""
+        snapshot = self.latest()
+        if snapshot is None:
+            raise LakeError("Registry", f"holds no definitions yet: {self.root}", hint="run `tidemark apply` first")
+        return snapshot
+
+    def find_service(self, name: str) -> tuple[Snapshot, Service]:
+        """`churn` as it is now, or `churn@1` from the newest snapshot in which the service had version 1."""
+        bare, _, version = name.partition("@")
+        if version and not version.isdigit():
+            raise UsageError(f"Service '{name}'", f"version '{version}' is not a number", hint="write NAME or NAME@2")
+        applied = snapshot = self.applied()
+        for number in reversed(self.numbers()):
+            snapshot = snapshot if number == snapshot.number else self.read(number)
+            service = snapshot.definitions.services.get(bare)
+            if service is not None and (not version or service.version == int(version)):
+                return snapshot, service
+            if not version:
+                break
+        known = applied.definitions.services
+        hint = near_miss(bare, known) + "`tidemark list` shows services; `tidemark apply` registers new ones"
+        raise UsageError(f"Service '{name}'", f"is not in the registry ({listed(known)})", hint=hint)
+
+    def definitions_of(self, groups: Mapping[str, int]) -> dict[str, list[FeatureGroup]]:
+        """Each group (name -> version) as every snapshot defined this version of it, newest first.
+
+        A snapshot that cannot be read ends a group's list: what it meant there, and before, is not known.
+        """
+        numbers = self.numbers()
+        read: dict[int, Snapshot] = {}
+        found: dict[str, list[FeatureGroup]] = {name: [] for name in groups}
+        for name, version in groups.items():
+            number = numbers[-1] if numbers else 0
+            while number > 0:
+                try:
+                    snapshot = read[number] = read.get(number) or self.read(number)
+                except LakeError:
+                    break
+                group = snapshot.definitions.groups.get(name)
+                if group is None:
+                    break
+                if group.version == version:
+                    found[name].append(group)
+                number = snapshot.since[name] - 1  # the definition before this one
+        return found
 
     def read(self, number: int) -> Snapshot:
         uri = self._uri(number)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from feature_defs.errors import DataError, TidemarkError
+from feature_defs.errors import DataError, OnlineStoreError, TidemarkError
 
 _ERROR = re.compile(
     r"\[(?P<condition>[A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)?)\].*?SQLSTATE: (?P<state>[0-9A-Z]{5})", re.DOTALL
@@ -32,6 +32,29 @@ def data_errors(subject: str) -> Iterator[None]:
             raise
         problem, hint = found
         raise DataError(subject, problem, hint=hint) from error
+
+
+@contextmanager
+def online_errors() -> Iterator[None]:
+    """An OnlineStoreError that a task raised, in its own words, from inside the traceback that Spark gives for it."""
+    try:
+        yield
+    except TidemarkError:
+        raise
+    except Exception as error:
+        found = _online_error(str(error))
+        if found is None:
+            raise
+        raise found from error
+
+
+def _online_error(text: str) -> OnlineStoreError | None:
+    _, marker, told = text.partition(f"{OnlineStoreError.__name__}: ")
+    if not marker:
+        return None
+    problem, _, rest = told.partition("\nHint: ")
+    subject, _, problem = problem.partition(": ")
+    return OnlineStoreError(subject, problem, hint=rest.partition("\n")[0] or "run it again once it is back")
 
 
 def _explained(text: str) -> tuple[str, str] | None:

@@ -41,6 +41,14 @@ class FileStats:
         return (until_us is None or self.oldest_us <= until_us) and (after_us is None or self.newest_us > after_us)
 
 
+def table_bytes(table: OfflineTable, version: int) -> int:
+    """How much the files of a table's version hold, without opening them."""
+    if isinstance(table, ParquetOfflineTable):
+        return sum(file["bytes"] for file in table.manifest(version)["files"])
+    found = delta_version(open_file_store(table.uri), table.uri, f"Table '{table.uri}'", version)
+    return sum(add["size"] for add in found.adds) if found else 0
+
+
 def table_stats(table: OfflineTable, version: int) -> list[FileStats]:
     """The files of a table's version."""
     files = open_file_store(table.uri)

@@ -1,9 +1,9 @@
-"""materialize: offline tables -> the online store, the latest row of every entity.
+"""materialize: offline tables -> the online store, the latest row of every entity, or of those that changed.
 
-    newest row per entity at `now` -> Arrow batches -> partition function: encode, send -> counts, checked
+    the store's last load -> entities to load -> partition function: encode, send, read back -> receipt -> last load
 
 The store keeps the value of the newer definition, then of the newer event_time, so a load can be repeated, or run
-beside another, without harm.
+beside another, without harm. A receipt in the lake says what was loaded and verified; the next load goes on from it.
 """
 
 from __future__ import annotations
@@ -11,42 +11,49 @@ from __future__ import annotations
 import argparse
 import datetime
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-
-import pyarrow as pa
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 
 from connectors import codec
+from connectors.file_store import open_file_store
+from connectors.lakes import joined
+from connectors.receipts import Receipt, read_receipt, write_receipt
 from connectors.redis_online import RedisAddress, open_redis
 from connectors.registry import Snapshot
 from connectors.spark_errors import data_errors
-from feature_defs import data_types, durations
-from feature_defs.errors import OnlineStoreError, UsageError
+from feature_defs.errors import UsageError
 from feature_defs.join_plan import group_join
-from feature_defs.model import Entity, FeatureGroup
+from feature_defs.model import FeatureGroup
 from jobs import arguments
+from jobs.forecast import ForecastReport, forecast
+from jobs.joining import kept_in
+from jobs.load_work import Loading
 from jobs.online_address import online_address
-from jobs.place import Place, chosen_groups, new_run, now_us
+from jobs.online_load import LoadCounts, load_rows, partition_load, writers_for
+from jobs.place import Place, new_run, now_us, online_groups
 from jobs.report import counted, step, table
-from jobs.transforms.as_of import latest_rows
-
-_COUNTS = ("written", "kept_newer", "expired", "bytes")
 
 
 @dataclass(frozen=True)
 class LoadedGroup:
-    """One group's load. Each of `rows` entities was written, left alone for a newer value, or past its ttl."""
+    """One group's load: all of it, what changed since the last load, or nothing; `why` says why it was all.
+
+    Each of `rows` entities was written, left alone for a newer value, past its ttl, removed, or absent already.
+    """
 
     group: str
     version: int
+    how: str
+    why: str
     table_version: int
     rows: int
     written: int
     kept_newer: int
     expired: int
+    removed: int
     bytes: int
+    sampled: int
     seconds: float
 
 
@@ -61,27 +68,45 @@ class MaterializeReport:
 
     def text(self) -> str:
         lines = [
-            (f"{g.group} v{g.version}", g.rows, g.written, g.kept_newer, g.expired, g.bytes, g.table_version, g.seconds)
+            (f"{g.group} v{g.version}", g.how, g.rows, g.written, g.kept_newer, g.expired, g.removed, g.bytes,
+             g.table_version, g.seconds)
             for g in self.groups
-        ]
-        headers = ["group", "entities", "written", "kept newer", "expired", "bytes", "table version", "seconds"]
+        ]  # fmt: skip
+        headers = ["group", "load", "entities", "written", "kept newer", "expired", "removed", "bytes", "table version",
+                   "seconds"]  # fmt: skip
+        whole = [f"  {group.group}: {group.how}, {group.why}" for group in self.groups if group.why]
         total = f"{counted(self.rows, 'value')} loaded, {self.seconds:.1f} s"
-        return f"{table(headers, lines)}\n{total} (run {self.run}, registry snapshot {self.snapshot})"
+        total += f" (run {self.run}, registry snapshot {self.snapshot})"
+        return "\n".join([table(headers, lines), *whole, total])
 
 
-def materialize(place: Place, groups: Sequence[str] = (), *, now: datetime.datetime | None = None) -> MaterializeReport:
-    """Load these groups (none: every online group that is not deprecated) as they are at `now`."""
+def materialize(
+    place: Place,
+    groups: Sequence[str] = (),
+    *,
+    now: datetime.datetime | None = None,
+    full: bool = False,
+    rate: float | None = None,
+) -> MaterializeReport:
+    """Load these groups (none: every online group that is not deprecated) as they are at `now`.
+
+    What the store's last load already brought is left out, unless `full`. `rate` is the most entities a second.
+    """
+    if rate is not None and not rate > 0:
+        raise UsageError(
+            "Option --rate", f"{rate:g} is not above 0", hint="write how many entities a second, as in 20000"
+        )
     started = time.monotonic()
     run = new_run()
     snapshot = place.applied()
-    chosen = _online_groups(snapshot, groups)
+    chosen = online_groups(snapshot, groups)
     address = online_address(place)
     with open_redis(address):  # refuses clearly before any Spark job runs
         pass
     found = []
     for group in chosen:
         with step(f"materialize {group.name}"), data_errors(f"FeatureGroup '{group.name}'"):
-            found.append(_load(place, snapshot, group, address, now_us(now)))
+            found.append(_load(place, snapshot, group, address, run, now_us(now), full=full, rate=rate))
     return MaterializeReport(
         run=run,
         snapshot=snapshot.number,
@@ -91,91 +116,115 @@ def materialize(place: Place, groups: Sequence[str] = (), *, now: datetime.datet
     )
 
 
-def _online_groups(snapshot: Snapshot, names: Sequence[str]) -> list[FeatureGroup]:
-    chosen = chosen_groups(snapshot, names)
-    offline = [group.name for group in chosen if not group.online]
-    if names and offline:
-        hint = "set online=True in its definition and apply it"
-        raise UsageError(f"FeatureGroup '{offline[0]}'", "is not online", hint=hint)
-    return [group for group in chosen if group.online]
-
-
-def _load(place: Place, snapshot: Snapshot, group: FeatureGroup, address: RedisAddress, now: int) -> LoadedGroup:
+def _load(
+    place: Place,
+    snapshot: Snapshot,
+    group: FeatureGroup,
+    address: RedisAddress,
+    run: str,
+    now: int,
+    *,
+    full: bool,
+    rate: float | None,
+) -> LoadedGroup:
+    """Load, verify, then write the receipt, then let the store name it: a run that ends before repeats what it did."""
     started = time.monotonic()
-    entity = snapshot.definitions.entity_of(group)
     source, version = place.computed(snapshot, group)
-    latest = latest_rows(source.read(version), group_join(group, snapshot.definitions, group.features), now_us=now)
-    counts = _sent(latest, partition_load(group, entity, address, definition=snapshot.since[group.name], now_us=now))
-    handled = counts["written"] + counts["kept_newer"] + counts["expired"]
-    if handled != counts["rows"]:
-        problem = f"group '{group.name}': {counts['rows']:,} entities sent, {handled:,} acknowledged"
-        raise OnlineStoreError("Online store", problem, hint="run the load again; a repeated load is harmless")
+    definition, field = snapshot.since[group.name], codec.field_name(group.name, group.version)
+    folder = _receipts(place, group)
+    with open_redis(address) as store:
+        last = store.last_load(field)
+    receipt = read_receipt(folder, last) if last else None
+    wanted = group_join(group, snapshot.definitions, group.features)
+    with _work(folder, run) as on_the_way:
+        work = Loading(source, version, wanted, definition, now).work(receipt, full=full, keep=kept_in(on_the_way))
+        counts = LoadCounts()
+        if work.rows is not None:
+            entity = snapshot.definitions.entity_of(group)
+            rows, share = work.rows, None
+            if rate is not None:
+                writers = writers_for(rate)
+                rows, share = rows.coalesce(writers), rate / writers
+            load = partition_load(group, entity, address, definition=definition, now_us=now, rate=share)
+            counts = load_rows(rows, load, f"FeatureGroup '{group.name}'")
+    plain = asdict(counts)
+    plain.pop("mismatched")
+    done = Receipt(
+        run=run,
+        group=group.name,
+        version=group.version,
+        definition=definition,
+        table_version=version,
+        table_run=source.note(version).get("run"),
+        now_us=now,
+        how=work.how,
+        why=work.why,
+        seconds=round(time.monotonic() - started, 3),
+        **plain,
+    )
+    write_receipt(folder, done)
+    with open_redis(address) as store:
+        store.set_last_load(field, run)
     return LoadedGroup(
         group=group.name,
         version=group.version,
+        how=work.how,
+        why=work.why,
         table_version=version,
-        seconds=round(time.monotonic() - started, 3),
-        **counts,
+        rows=counts.entities,
+        written=counts.written,
+        kept_newer=counts.kept_newer,
+        expired=counts.expired,
+        removed=counts.removed,
+        bytes=counts.bytes,
+        sampled=counts.sampled,
+        seconds=done.seconds,
     )
 
 
-def _sent(latest: DataFrame, load: Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]) -> dict[str, int]:
-    """Run the partition function over all partitions and add up what they counted."""
-    columns = ("rows", *_COUNTS)
+def dry_run(place: Place, groups: Sequence[str] = (), *, now: datetime.datetime | None = None) -> ForecastReport:
+    """What a full load would take; its time by the loads that the store names."""
+    receipts = []
+    with open_redis(online_address(place)) as store:
+        for group in online_groups(place.applied(), groups):
+            last = store.last_load(codec.field_name(group.name, group.version))
+            receipts.append(read_receipt(_receipts(place, group), last) if last else None)
+    known = [receipt for receipt in receipts if receipt is not None and receipt.written]
+    rate = sum(receipt.written for receipt in known) / sum(receipt.seconds for receipt in known) if known else None
+    return forecast(place, groups, now, rate=rate)
+
+
+def _receipts(place: Place, group: FeatureGroup) -> str:
+    return place.lakes.uri(place.table_path(group)) + "_online"
+
+
+@contextmanager
+def _work(folder: str, run: str) -> Iterator[str]:
+    """A folder beside the receipts for what is kept on the way."""
+    uri = joined(folder, f"_work.{run}")
     try:
-        sums = latest.mapInArrow(load, ", ".join(f"{name} bigint" for name in columns)).agg(
-            *(F.coalesce(F.sum(name), F.lit(0)).alias(name) for name in columns)
-        )
-        return sums.collect()[0].asDict()
-    except Exception as error:
-        raise _told(error) or error from error
-
-
-def _told(error: Exception) -> OnlineStoreError | None:
-    """The online store's own words, from inside the traceback that Spark gives for a failed task."""
-    marker = f"{OnlineStoreError.__name__}: "
-    text = str(error)
-    if marker not in text:
-        return None
-    problem, _, rest = text.split(marker, 1)[1].partition("\nHint: ")
-    subject, _, problem = problem.partition(": ")
-    return OnlineStoreError(subject, problem, hint=rest.split("\n")[0] or "run the load again once it is back")
-
-
-def partition_load(
-    group: FeatureGroup, entity: Entity, address: RedisAddress, *, definition: int, now_us: int
-) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """The partition function: Arrow batches of (keys, event_time, features) -> one batch of counts."""
-    schema = codec.ValueSchema.of([(feature.name, feature.type) for feature in group.features])
-    field = codec.field_name(group.name, group.version)
-    keys, types = tuple(entity.keys), [data_types.parse(kind) for kind in entity.keys.values()]
-    entity_name = entity.name
-    ttl_us = durations.microseconds(group.ttl) if group.ttl else None
-
-    def load(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        totals = dict.fromkeys(("rows", *_COUNTS), 0)
-        with open_redis(address) as store:
-            for batch in batches:
-                names = codec.encode_keys(
-                    batch, entity_name, key_names=keys, key_types=types, prefix=address.key_prefix
-                )
-                values = codec.encode(batch, schema, definition=definition)
-                counts = store.write(names, values, field=field, ttl_us=ttl_us, now_us=now_us)
-                totals["rows"] += batch.num_rows
-                for name in _COUNTS:
-                    totals[name] += getattr(counts, name)
-        yield pa.RecordBatch.from_pydict({name: pa.array([total], pa.int64()) for name, total in totals.items()})
-
-    return load
+        yield uri
+    finally:
+        open_file_store(uri).delete(uri)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_groups(parser)
     arguments.add_now(parser, "load values as they are at this time (default: the clock)")
+    parser.add_argument(
+        "--full", action="store_true", help="load every entity, not only what changed since the last load"
+    )
+
+    parser.add_argument("--rate", type=float, metavar="N", help="write at most so many entities a second")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only forecast keys, bytes, memory and time of a full load"
+    )
 
 
-def run(place: Place, args: argparse.Namespace) -> MaterializeReport:
-    return materialize(place, args.groups, now=args.now)
+def run(place: Place, args: argparse.Namespace) -> MaterializeReport | ForecastReport:
+    if args.dry_run:
+        return dry_run(place, args.groups, now=args.now)
+    return materialize(place, args.groups, now=args.now, full=args.full, rate=args.rate)
 
 
 if __name__ == "__main__":

@@ -16,30 +16,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from connectors import codec, embedded_redis
-from connectors.redis_online import open_redis
+from connectors import embedded_redis
+from connectors.online_answer import PRESENT, GroupRows
+from connectors.online_client import OnlineClient
+from connectors.online_service import Part, service_plan
 from connectors.registry import Snapshot
-from feature_defs import data_types, durations
+from feature_defs import durations
 from feature_defs.errors import OnlineStoreError, UsageError
 from feature_defs.join_plan import group_join
-from feature_defs.model import Entity, Feature, FeatureGroup
 from jobs import arguments
 from jobs.online_address import online_address
 from jobs.place import Place, chosen_groups, find_service, now_us, time_of
 from jobs.report import table
 from jobs.values import same, shown, typed_keys
 
-PRESENT, MISSING, EXPIRED, OTHER_SCHEMA = "present", "missing", "expired", "other schema"
-
 
 @dataclass(frozen=True)
 class OnlineGroup:
-    """One group's answer. Values are null unless the status is present."""
+    """One group's answer. A value is null unless its status is present; what they mean: connectors/online_answer.py."""
 
     group: str
     status: str
     event_time: datetime.datetime | None
     values: dict[str, Any]
+    statuses: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class OnlineReport:
         for group in self.groups:
             at = group.event_time.strftime("%Y-%m-%d %H:%M:%S") if group.event_time else "-"
             for name, value in group.values.items():
-                line = [f"{group.group}.{name}", shown(value), group.status, at]
+                line = [f"{group.group}.{name}", shown(value), group.statuses[name], at]
                 lines.append(
                     [*line, shown(self.offline[f"{group.group}.{name}"])] if self.offline is not None else line
                 )
@@ -104,9 +104,6 @@ def online_get(
     )
 
 
-Part = tuple[FeatureGroup, Sequence[Feature]]
-
-
 def _parts(place: Place, service: str, group: str) -> tuple[Snapshot, Sequence[Part]]:
     if bool(service) == bool(group):
         raise UsageError(
@@ -119,48 +116,34 @@ def _parts(place: Place, service: str, group: str) -> tuple[Snapshot, Sequence[P
     else:
         snapshot, chosen = find_service(place, service)
         parts = snapshot.definitions.features_of(chosen)
-    for part, _ in parts:
-        if not part.online:
-            hint = "set online=True in its definition, apply it and materialize"
-            raise UsageError(f"FeatureGroup '{part.name}'", "is not online", hint=hint)
     return snapshot, parts
 
 
 def _read(
     place: Place, snapshot: Snapshot, parts: Sequence[Part], given: Mapping[str, str], at: int
 ) -> tuple[OnlineGroup, ...]:
-    address = online_address(place)
-    keys = [online_key(snapshot.definitions.entity_of(group), given, address.key_prefix) for group, _ in parts]
-    fields = [codec.field_name(group.name, group.version) for group, _ in parts]
-    distinct = list(dict.fromkeys(keys))
-    with open_redis(address) as store:
-        found = dict(zip(distinct, store.read(distinct, fields), strict=True))
-    return tuple(
-        _answer(group, features, found[key][number], at)
-        for number, ((group, features), key) in enumerate(zip(parts, keys, strict=True))
+    address, definitions = online_address(place), snapshot.definitions
+    plan = service_plan(
+        "`tidemark online get`", definitions, parts, key_prefix=address.key_prefix, prefix=True
+    )  # two groups may have one name for a feature
+    keys: dict[str, Any] = {}
+    for group, _ in parts:
+        types = definitions.entity_of(group).keys
+        keys |= zip(types, typed_keys(types, given), strict=True)
+    with OnlineClient(plan, address, registry=place.registry) as client:
+        answer = client.get(keys, now=time_of(at))
+    return tuple(_group(part) for part in answer.parts)
+
+
+def _group(found: GroupRows) -> OnlineGroup:
+    at = found.event_times[0]
+    return OnlineGroup(
+        group=found.group,
+        status=found.found[0],
+        event_time=None if at is None else time_of(at),
+        values={name: column[0] for name, column in zip(found.features, found.columns, strict=True)},
+        statuses=dict(zip(found.features, found.statuses[0], strict=True)),
     )
-
-
-def online_key(entity: Entity, given: Mapping[str, str], prefix: str) -> bytes:
-    """The online key of one entity, its key values given as text."""
-    types = [data_types.parse(kind) for kind in entity.keys.values()]
-    return codec.encode_key(typed_keys(entity.keys, given), entity.name, key_types=types, prefix=prefix)
-
-
-def _answer(group: FeatureGroup, features: Sequence[Feature], value: bytes | None, at: int) -> OnlineGroup:
-    nothing = dict.fromkeys((feature.name for feature in features), None)
-    if value is None:
-        return OnlineGroup(group.name, MISSING, None, nothing)
-    schema = codec.ValueSchema.of([(feature.name, feature.type) for feature in group.features])
-    try:
-        row = codec.decode(value, schema)
-    except codec.CodecError:
-        return OnlineGroup(group.name, OTHER_SCHEMA, None, nothing)
-    event_time = time_of(row.event_time_us)
-    if group.ttl and row.event_time_us < at - durations.microseconds(group.ttl):
-        return OnlineGroup(group.name, EXPIRED, event_time, nothing)
-    named = dict(zip(schema.names, row.values, strict=True))
-    return OnlineGroup(group.name, PRESENT, event_time, {feature.name: named[feature.name] for feature in features})
 
 
 # the same question, asked of the offline tables

@@ -15,7 +15,7 @@ from connectors.file_store import open_file_store
 from connectors.fitted_values import FittedValues
 from connectors.lakes import Lakes, joined
 from connectors.registry import Registry, Snapshot
-from feature_defs.errors import DataError, LakeError, UsageError, listed, near_miss
+from feature_defs.errors import DataError, UsageError, listed, near_miss
 from feature_defs.loading import load
 from feature_defs.model import Definitions, FeatureGroup, Service
 from jobs.settings import Settings, load_settings
@@ -52,11 +52,7 @@ class Place:
 
     def applied(self) -> Snapshot:
         """The definitions in force; LakeError before the first apply."""
-        snapshot = self.registry.latest()
-        if snapshot is None:
-            problem = f"holds no definitions yet: {self.registry.root}"
-            raise LakeError("Registry", problem, hint="run `tidemark apply` first")
-        return snapshot
+        return self.registry.applied()
 
     def table(self, group: FeatureGroup) -> OfflineTable:
         """The offline table of a group's version."""
@@ -112,22 +108,19 @@ def chosen_groups(snapshot: Snapshot, names: Sequence[str]) -> list[FeatureGroup
     return [groups[name] for name in names] if names else [g for g in groups.values() if not g.is_deprecated]
 
 
+def online_groups(snapshot: Snapshot, names: Sequence[str]) -> list[FeatureGroup]:
+    """The named groups, which must be online, or with no name all online ones that are not deprecated."""
+    chosen = chosen_groups(snapshot, names)
+    offline = [group.name for group in chosen if not group.online]
+    if names and offline:
+        hint = "set online=True in its definition and apply it"
+        raise UsageError(f"FeatureGroup '{offline[0]}'", "is not online", hint=hint)
+    return [group for group in chosen if group.online]
+
+
 def find_service(place: Place, name: str) -> tuple[Snapshot, Service]:
     """`churn` as it is now, or `churn@1` from the newest snapshot in which the service had version 1."""
-    bare, _, version = name.partition("@")
-    if version and not version.isdigit():
-        raise UsageError(f"Service '{name}'", f"version '{version}' is not a number", hint="write NAME or NAME@2")
-    snapshot = place.applied()
-    for number in reversed(place.registry.numbers()):
-        snapshot = snapshot if number == snapshot.number else place.registry.read(number)
-        service = snapshot.definitions.services.get(bare)
-        if service is not None and (not version or service.version == int(version)):
-            return snapshot, service
-        if not version:
-            break
-    known = place.applied().definitions.services
-    hint = near_miss(bare, known) + "`tidemark list` shows services; `tidemark apply` registers new ones"
-    raise UsageError(f"Service '{name}'", f"is not in the registry ({listed(known)})", hint=hint)
+    return place.registry.find_service(name)
 
 
 def now_us(now: datetime.datetime | None) -> int:

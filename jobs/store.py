@@ -20,6 +20,7 @@ from jobs.show import ShowReport, show
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
+    from connectors.online_client import AsyncOnlineClient, OnlineClient
     from jobs.compute import ComputeReport
     from jobs.datasets import Dataset
     from jobs.diff import DiffReport
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from jobs.replay import ReplayReport
     from jobs.testing import CasesReport
     from jobs.training_set import TrainingSetReport
+    from jobs.verify import VerifyReport
     from jobs.why import WhyReport
 
 
@@ -139,10 +141,20 @@ class Store:
 
         return why(self.place, dataset, feature, row, at=at)
 
-    def materialize(self, *groups: str, now: datetime.datetime | None = None) -> MaterializeReport:
+    def materialize(
+        self, *groups: str, now: datetime.datetime | None = None, full: bool = False, rate: float | None = None
+    ) -> MaterializeReport:
         from jobs.materialize import materialize
 
-        return materialize(self.place, groups, now=now)
+        return materialize(self.place, groups, now=now, full=full, rate=rate)
+
+    def verify(
+        self, *groups: str, sample: int | None = 10_000, now: datetime.datetime | None = None, **options: Any
+    ) -> VerifyReport:
+        """`sample` None is every entity; `options` are those of `jobs.verify.verify`: seed, examples, no_newer."""
+        from jobs.verify import verify
+
+        return verify(self.place, groups, sample=sample, now=now, **options)
 
     def online(
         self, entity: dict[str, str], *, service: str = "", group: str = "", check: bool = False
@@ -150,6 +162,23 @@ class Store:
         from jobs.online import online_get
 
         return online_get(self.place, entity, service=service, group=group, check=check)
+
+    def online_client(self, service: str, **options: Any) -> OnlineClient:
+        """What an application reads a service with, without Spark: docs/online-client.md.
+
+        `options` are those of `OnlineClient.open`: prefix, fallback, connections.
+        """
+        from connectors.online_client import OnlineClient
+        from jobs.online_address import online_address
+
+        return OnlineClient.open(self.place.registry, service, online_address(self.place), **options)
+
+    def async_online_client(self, service: str, **options: Any) -> AsyncOnlineClient:
+        """The same for asyncio."""
+        from connectors.online_client import AsyncOnlineClient
+        from jobs.online_address import online_address
+
+        return AsyncOnlineClient.open(self.place.registry, service, online_address(self.place), **options)
 
     def maintain(self, *groups: str, retention: str = "7d", dry_run: bool = False) -> MaintainReport:
         from jobs.maintain import maintain

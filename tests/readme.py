@@ -75,7 +75,7 @@ def run(command: Command, project: Path) -> str:
 def normalised(text: str) -> str:
     """Without what differs from run to run, and without the padding that follows from it."""
     text = re.sub(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d:\d\d(\+00:00)?)?", "DAY", text)
-    text = re.sub(r"\d{8}T\d{9}-[0-9a-f]{6}", "RUN", text)
+    text = re.sub(r"\d{8}T\d+-[0-9a-f]{6}", "RUN", text)
     text = re.sub(r"\b\d+(\.\d{1,2})? s\b", "SECONDS s", text)
     text = re.sub(r"(?m)\b\d+\.\d$", "SECONDS", text)
     text = re.sub(r"(DAY  )\w+(?=\n|$)", r"\1USER", text)

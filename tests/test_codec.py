@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import assume, given, settings
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from connectors import codec
 from connectors.codec import (
     CodecError,
+    ValueReader,
     ValueSchema,
     decode,
     encode_key,
@@ -338,6 +340,65 @@ def test_a_cut_or_grown_value_is_refused(batch: Any, more: bytes) -> None:
                 decode(wrong, schema)
 
 
+# --- the prepared reader, held against decode -------------------------------------------------------------------------
+
+
+@quickly
+@given(batches(), st.data())
+def test_a_reader_gives_what_decode_gives(batch: Any, data: st.DataObject) -> None:
+    """Of any of the features in any order, one by one and as columns; a feature that is not asked for is null."""
+    types, rows, times = batch
+    schema = schema_of(types)
+    values = encode(table(types, rows, times), schema).to_pylist()
+    chosen = data.draw(st.lists(st.sampled_from([*schema.names, None]), min_size=1, max_size=6))
+    reader = ValueReader(schema, chosen)
+    decoded = [decode(value, schema) for value in values]
+    expected = [[None if name is None else row.values[schema.names.index(name)] for name in chosen] for row in decoded]
+    assert [reader.row(value)[0] for value in values] == times
+    assert repr([reader.row(value)[1] for value in values]) == repr(expected)
+    if values:
+        found, columns = reader.columns(values)
+        assert found == times
+        assert repr([list(row) for row in zip(*columns, strict=True)]) == repr(expected)
+
+
+def refused(read: Any) -> bool:
+    try:
+        read()
+    except CodecError:
+        return True
+    return False
+
+
+@quickly
+@given(batches(), st.data())
+def test_a_reader_refuses_what_decode_refuses(batch: Any, data: st.DataObject) -> None:
+    """Changed, cut and grown values, also among good ones."""
+    types, rows, times = batch
+    assume(rows)
+    schema = schema_of(types)
+    good = encode(table(types, rows, times), schema).to_pylist()
+    wrong = bytearray(good[0])
+    for _ in range(data.draw(st.integers(1, 3))):
+        wrong[data.draw(st.integers(17, len(wrong) - 1))] = data.draw(st.integers(0, 255))
+    end = data.draw(st.integers(5, len(wrong)))
+    grown = bytes(wrong) + data.draw(st.binary(max_size=3))
+    reader = ValueReader(schema, schema.names)
+    for value in (bytes(wrong), bytes(wrong[:end]), good[0][:end], grown):
+        expected = refused(lambda value=value: decode(value, schema))
+        assert refused(lambda value=value: reader.row(value)) == expected
+        assert refused(lambda value=value: reader.columns([*good, value])) == expected
+
+
+def test_a_reader_of_more_than_64_features_knows_their_null_bits() -> None:
+    types = ["boolean", "string"] * 35
+    row = [None if i % 9 == 0 else i % 4 == 0 if i % 2 == 0 else str(i) for i in range(70)]
+    reader = ValueReader(schema_of(types), schema_of(types).names)
+    value = packed(types, *row)
+    assert reader.row(value)[1] == row
+    assert [column[1] for column in reader.columns([value, value])[1]] == row
+
+
 def test_a_string_of_ten_megabytes_comes_back() -> None:
     long = "ü" * 5_000_000
     types = ["string", "binary", "array<string>", "map<string,string>"]
@@ -529,6 +590,32 @@ def test_another_codec_version_is_refused() -> None:
         event_time_of(wrong)
     with pytest.raises(CodecError, match="version"):
         event_times(pa.array([golden_bytes(), wrong]))
+
+
+def test_a_removal_is_a_header_and_no_value() -> None:
+    """17 bytes: version, no schema, definition, event_time."""
+    times = [-1, 2**63 - 1]
+    found = codec.removal(2**32 - 1, np.array(times))
+    assert found.to_pylist()[0] == b"\x01" + bytes(4) + b"\xff" * 12
+    assert event_times(found).tolist() == times
+    assert len(codec.removal(1, np.array([], np.int64))) == 0
+    for definition in (-1, 2**32):
+        with pytest.raises(CodecError, match="definition number"):
+            codec.removal(definition, np.array(times))
+
+
+def test_a_removal_is_refused_as_a_value() -> None:
+    [removal] = codec.removal(7, np.array([0])).to_pylist()
+    with pytest.raises(CodecError, match="removal"):
+        decode(removal[:1] + GOLDEN_SCHEMA.fingerprint.to_bytes(4, "little") + removal[5:], GOLDEN_SCHEMA)
+    with pytest.raises(CodecError, match="removal"):
+        decode(removal, GOLDEN_SCHEMA)
+
+
+def test_a_schema_without_features_is_refused() -> None:
+    """Its values would have no null bitmap, as removals have none."""
+    with pytest.raises(CodecError, match="at least one feature"):
+        ValueSchema.of([])
 
 
 def test_a_value_of_another_schema_is_refused() -> None:

@@ -16,13 +16,14 @@ import redis
 from pyspark.sql import DataFrame
 
 from connectors import embedded_redis
+from connectors.online_answer import EXPIRED, MISSING, PRESENT
 from feature_defs import Entity, Feature, FeatureGroup, Service, Source
 from feature_defs.data_types import ARRAY_ELEMENTS, FEATURE_TYPES, KEY_TYPES
 from feature_defs.errors import DataError, OnlineStoreError, UsageError
 from jobs.command_line import main
 from jobs.compute import compute
-from jobs.materialize import LoadedGroup, materialize
-from jobs.online import EXPIRED, MISSING, PRESENT, online_get
+from jobs.materialize import LoadedGroup, dry_run, materialize
+from jobs.online import online_get
 from jobs.online_address import online_address
 from jobs.place import Place
 from jobs.report import as_json
@@ -157,11 +158,38 @@ def test_loading_again_is_harmless_and_older_never_replaces_newer(online_place: 
         f"customer_id | event_time | amount\nc1 | {at(NOW - 3 * HOUR)} | 1\nc1 | {at(NOW - HOUR)} | 2", "amount bigint"
     )
     found = loaded(online_place, rows, a_group())
-    again = materialize(online_place, now=NOW).groups[0]
+    assert (found.how, found.why) == ("full", "first load")
+    nothing = materialize(online_place, now=NOW).groups[0]
+    assert (nothing.how, nothing.rows) == ("nothing new", 0)
+    again = materialize(online_place, now=NOW, full=True).groups[0]
     assert (again.written, again.kept_newer, again.bytes) == (1, 0, found.bytes)
     older = materialize(online_place, now=NOW - 2 * HOUR).groups[0]
-    assert (older.rows, older.written, older.kept_newer) == (1, 0, 1)
+    assert (older.rows, older.written, older.kept_newer) == (0, 0, 0)
     assert got(online_place, "c1") == (PRESENT, 2)
+
+
+def test_forecast_writes_nothing_and_a_load_keeps_to_its_rate(online_place: Place, table: Table) -> None:
+    lines = "\n".join(f"c{number} | {at(NOW)} | {number}" for number in range(40))
+    rows = table(f"customer_id | event_time | amount\n{lines}", "amount bigint")
+    put(online_place, rows, "lake://raw/rows")
+    register(online_place, customer, source, a_group())
+    compute(online_place, now=NOW)
+    before = dry_run(online_place, now=NOW)
+    assert (before.entities, before.new_keys, before.load_seconds) == (40, 40, None)
+    assert got_online(online_place) == 0
+    found = materialize(online_place, now=NOW, rate=20).groups[0]
+    assert found.written == 40
+    assert found.seconds >= 1.8  # the first tenth of a second is free
+    after = dry_run(online_place, now=NOW)
+    assert (after.new_keys, after.groups[0].present) == (0, 40)
+    assert after.load_seconds is not None
+    with pytest.raises(UsageError, match="Option --rate: 0 is not above 0"):
+        materialize(online_place, rate=0)
+
+
+def got_online(place: Place) -> int:
+    with redis.Redis.from_url(online_address(place).url) as client:
+        return int(client.dbsize())
 
 
 def test_value_past_its_ttl_is_not_loaded_and_not_served(online_place: Place, table: Table) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import redis
@@ -26,12 +27,13 @@ from connectors.codec import CodecError, ValueSchema, decode, encode, event_time
 from connectors.online_store import OnlineStore, WriteCounts
 from connectors.redis_online import (
     BYTES_PER_CALL,
-    CALLS_IN_FLIGHT,
     ENTITIES_PER_CALL,
+    ENTITIES_TOGETHER,
     EXPIRY_MARGIN_MS,
+    WRITE_SCRIPT,
     RedisAddress,
+    WriteRows,
     open_redis,
-    write_calls,
 )
 from feature_defs.errors import OnlineStoreError, UsageError
 
@@ -163,8 +165,8 @@ def test_of_two_values_for_one_entity_in_one_write_the_newer_stays(store: Online
     assert got(store, b"a") == (NOW + 2, 2)
 
 
-def test_a_load_of_several_windows_is_complete_and_may_be_repeated(store: OnlineStore) -> None:
-    count = ENTITIES_PER_CALL * CALLS_IN_FLIGHT * 2 + 7
+def test_a_load_of_several_streams_is_complete_and_may_be_repeated(store: OnlineStore) -> None:
+    count = ENTITIES_TOGETHER + 7
     keys = [b"entity %d" % i for i in range(count)]
     values = packed(*((NOW + i, i) for i in range(count)))
     for _ in range(2):
@@ -331,6 +333,40 @@ def test_an_expired_key_is_gone_and_starts_anew(store: OnlineStore, server: redi
     assert expires_at(server, b"k") == pytest.approx(55, abs=0.5)
 
 
+def test_new_keys_are_written_without_the_script_and_others_by_it(store: OnlineStore, server: redis.Redis) -> None:
+    """Blocks go on as long as all is new; one key that is there, or twice in a write, ends them for a while."""
+    values = packed(*[(NOW, number) for number in range(1000)])
+    keys = pa.array([b"entity %d" % number for number in range(1000)])
+
+    def calls_of_the_script(*, some: slice = slice(None), **options: int | None) -> int:
+        server.config_resetstat()
+        counts = store.write(keys[some], values[some], field=FIELD, now_us=NOW, **{"ttl_us": None, **options})
+        assert counts == WriteCounts(written=len(keys[some]), bytes=26 * len(keys[some]))
+        return server.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
+
+    server.script_load(WRITE_SCRIPT)
+    assert calls_of_the_script() == 0
+    assert calls_of_the_script() == 1000 / ENTITIES_PER_CALL  # all are there
+    server.flushall()
+    assert calls_of_the_script(some=slice(0, 100)) == 2  # not tried again yet
+    assert calls_of_the_script(some=slice(100, 200)) == 0
+    assert calls_of_the_script(some=slice(200, 300), ttl_us=60 * SECOND) == 2  # expiries are the script's
+    server.delete(*keys[:300].to_pylist())
+    assert calls_of_the_script(some=slice(0, 1)) == 0
+    assert calls_of_the_script(some=slice(0, 100)) == 1  # only the block with the one that is there
+    assert [value for [value] in store.read(keys[:100].to_pylist(), [FIELD])] == values[:100].to_pylist()
+
+
+def test_a_value_that_a_cut_off_writer_left_under_a_key_that_expires_stays(
+    store: OnlineStore, server: redis.Redis
+) -> None:
+    """The block had written it, and the script that takes the expiry away never ran."""
+    put(store, b"k", NOW, ttl=60 * SECOND, field=b"support:1")
+    server.hset(b"k", FIELD, packed((NOW, 1))[0].as_py())
+    assert put(store, b"k", NOW).written == 1
+    assert expires_at(server, b"k") is None
+
+
 def test_a_key_outlives_its_ttl_by_the_margin(store: OnlineStore, server: redis.Redis) -> None:
     """A reader at exactly event_time + ttl must find the value, and Redis counts in milliseconds."""
     put(store, b"k", NOW, ttl=60 * SECOND)
@@ -375,9 +411,10 @@ def test_large_values_make_smaller_calls() -> None:
     sizes = {100: ENTITIES_PER_CALL, BYTES_PER_CALL // 4: 4, BYTES_PER_CALL * 2: 1}
     for size, expected in sizes.items():
         values = pa.array([bytes(size)] * 60)
-        calls = list(write_calls(pa.array([b"k"] * 60), values, field=FIELD, expiries=None))
-        assert calls[0][0] == expected
-        assert sum(call[0] for call in calls) == 60
+        rows = WriteRows(pa.array([b"k"] * 60), values, None, None)
+        counts = [count for part in rows.parts(ENTITIES_PER_CALL) for count in np.diff(part.bounds).tolist()]
+        assert counts[0] == expected
+        assert sum(counts) == 60
 
 
 def test_a_connection_closed_while_idle_is_opened_again(store: OnlineStore, server: redis.Redis) -> None:
@@ -440,7 +477,9 @@ def test_a_user_without_permission_is_told_so(address: RedisAddress, server: red
 
 def test_the_listed_commands_are_enough_for_a_restricted_user(address: RedisAddress, server: redis.Redis) -> None:
     """The list in the module's docstring, which operators copy."""
-    listed = "evalsha script|load hget hset hmget hdel pttl pexpireat persist time ping".split()
+    listed = (
+        "multi exec evalsha script|load exists hget hset hsetnx hmget hdel pttl pexpireat persist time ping".split()
+    )
     server.acl_setuser(
         "loader", enabled=True, passwords=["+hunter2"], keys=["tm:*"], commands=[f"+{name}" for name in listed]
     )

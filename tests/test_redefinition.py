@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from connectors.online_answer import NOT_LOADED, PRESENT
 from jobs.apply import apply
 from jobs.compute import compute
 from jobs.materialize import LoadedGroup, materialize, partition_load
-from jobs.online import PRESENT, online_get
+from jobs.online import online_get
 from jobs.online_address import online_address
 from jobs.place import Place
 from tests.lab import Table, put, write_definitions
@@ -116,3 +117,16 @@ def test_a_job_of_the_old_definition_does_not_undo_the_new_load(online_place: Pl
     ]
     assert (sum(c["written"] for c in counts), sum(c["kept_newer"] for c in counts)) == (0, 1)
     assert served(online_place) == {"amount": 20}
+
+
+def test_between_an_apply_and_the_next_load_the_features_that_stayed_are_served(
+    online_place: Place, table: Table
+) -> None:
+    rows(online_place, table)
+    loaded(online_place, AMOUNT)
+    write_definitions(online_place, FILE.replace("OPTIONS", "").replace("FEATURES", f'Feature("new", "int"), {AMOUNT}'))
+    apply(online_place)
+    report = online_get(online_place, {"customer_id": "c1"}, group="spend", now=NOW)
+    assert report.groups[0].values == {"new": None, "amount": 2}
+    assert (report.groups[0].status, report.groups[0].statuses) == (PRESENT, {"new": NOT_LOADED, "amount": PRESENT})
+    assert "spend.new     null    not loaded" in report.text()

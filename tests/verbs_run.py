@@ -24,6 +24,7 @@ from jobs.report import plain_value
 from jobs.session import cached_jars
 from jobs.settings import OnlineSettings, Settings, SparkSettings
 from jobs.training_set import training_set
+from jobs.verify import verify
 from jobs.why import why
 from tests.conftest import SPARK_CONF, settings_in
 
@@ -63,6 +64,7 @@ def run_verbs(place: Place) -> dict[str, Any]:
     labelled = place.spark.read.parquet(place.lakes.uri(out)).selectExpr("min(customer_id)").collect()[0][0]
     found["why"] = why(place, out, "spent_30d", {"customer_id": labelled})
     found["materialize"] = materialize(place, GROUPS, now=END)
+    found["verify"] = verify(place, GROUPS, sample=None, now=END)
     found["customer"] = online_get(place, {"customer_id": "CUST001"}, service="churn", check=True, now=END)
     found["product"] = online_get(place, {"product_id": "1"}, group="product_profile", check=True, now=END)
     return json.loads(json.dumps(found, default=_plain))

@@ -1,7 +1,7 @@
 """Training sets, measured: the whole job against DuckDB's ASOF and a plain Spark join, on the same files and cores.
 
     make bench NAME=pit                              4 groups x 4 M rows x 11 features, 400 k entities, 800 k spine rows
-    make bench NAME=pit ARGS="400000"                the same, a tenth
+    make bench NAME=pit ARGS="400000 5"              the same, a tenth, five times each
 
 Parquet in, Parquet out: the files are those of offline tables that `compute` wrote. Every engine answers every cell,
 and the row hash says that all are equal. Feast answers a quarter of the rows. `spark_alone` is what Spark takes to read
@@ -41,7 +41,6 @@ from jobs.training_set import training_set  # noqa: E402
 from tests.benchmarks.common import feast_seconds, place_in, progress, rounded, seconds, watched_memory  # noqa: E402
 from tests.lab import register  # noqa: E402
 
-ROUNDS = 3
 T0 = int(datetime(2023, 11, 14, tzinfo=timezone.utc).timestamp()) * 1_000_000
 DAY_US = 86_400_000_000
 SPAN = 90 * DAY_US
@@ -182,7 +181,7 @@ class Case:
         return f"'{self.out}/*.parquet'"
 
 
-def measured(folder: Path, rows: int) -> dict[str, Any]:
+def measured(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
     place, entities = place_in(folder), rows // 10
     cases = {name: Case(place, folder, name) for name in ("plain", "twice", "hot", "quarter")}
     progress("data")
@@ -217,17 +216,17 @@ def measured(folder: Path, rows: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in ways}
     hashes = {}
     with watched_memory() as peak:
-        for number in range(ROUNDS + 1):
+        for number in range(rounds + 1):
             for name, way in ways.items():
-                progress(f"round {number} of {ROUNDS}: {name}")
+                progress(f"round {number} of {rounds}: {name}")
                 times[name].append(seconds(way))
                 if number == 0 and name == "ours":
                     hashes[name] = row_hash(engine, plain.result, 4)
     hashes["duckdb"] = row_hash(engine, f"'{folder}/duck.parquet'", 4)
     hashes["join_max_by"] = row_hash(engine, f"'{folder}/max_by/*.parquet'", 4)
     progress("a process of its own, and Feast")
-    cold = statistics.median(seconds(lambda: in_a_process(folder)) for _ in range(ROUNDS))
-    feast = feast_seconds("join", folder, 4, ROUNDS + 1)
+    cold = statistics.median(seconds(lambda: in_a_process(folder)) for _ in range(rounds))
+    feast = feast_seconds("join", folder, 4, rounds + 1)
     hashes_of_quarter = {
         row_hash(engine, cases["quarter"].result, 4),
         row_hash(engine, f"'{folder}/feast/out/*.parquet'", 4, time="event_timestamp"),
@@ -263,11 +262,11 @@ def in_a_process(folder: Path) -> None:
     subprocess.run([sys.executable, __file__, "few", str(folder)], check=True)
 
 
-def main(rows: int) -> dict[str, Any]:
+def main(rows: int = 4_000_000, rounds: int = 3) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="tidemark-pit-"))
     (folder / "spark").mkdir()
     try:
-        return measured(folder, rows)
+        return measured(folder, rows, rounds)
     finally:
         shutil.rmtree(folder)
 
@@ -276,4 +275,4 @@ if __name__ == "__main__" and sys.argv[1:2] == ["few"]:
     lakes = Path(sys.argv[2])
     Case(place_in(lakes), lakes, "few").join("half")
 elif __name__ == "__main__":
-    print(json.dumps(main(int(sys.argv[1]) if len(sys.argv) > 1 else 4_000_000)))
+    print(json.dumps(main(*map(int, sys.argv[1:]))))
