@@ -27,6 +27,7 @@ from jobs.transforms.locate import Keep
 
 _LARGE = 64 << 20  # bytes; of less, choosing among all rows is quicker than a step of its own
 FULL, CHANGED, NOTHING = "full", "changed", "nothing new"
+FIRST_LOAD = "first load"
 # what Delta and Spark say of changes that were not recorded, or that maintenance has taken
 _NO_CHANGES = re.compile(
     r"\[(DELTA_MISSING_CHANGE_DATA|DELTA_CHANGE_(TABLE_FEED|DATA_F)\w+|DELTA_VERSION\w*_NOT_\w+|DELTA_FILE_NOT_FOUND\w*"
@@ -55,7 +56,7 @@ class Loading:
 
     def work(self, receipt: Receipt | None, *, full: bool, keep: Keep) -> Work:
         if receipt is None:
-            return Work(FULL, "first load", self._latest(keep).withColumn(LIMIT, F.lit(None).cast("bigint")))
+            return Work(FULL, FIRST_LOAD, self._latest(keep).withColumn(LIMIT, F.lit(None).cast("bigint")))
         why = self._why_all(receipt, full=full)
         if not why:
             found = self._since(receipt, keep)

@@ -28,7 +28,7 @@ from feature_defs.model import FeatureGroup
 from jobs import arguments
 from jobs.forecast import ForecastReport, forecast
 from jobs.joining import kept_in
-from jobs.load_work import Loading
+from jobs.load_work import FIRST_LOAD, Loading
 from jobs.online_address import online_address
 from jobs.online_load import LoadCounts, load_rows, partition_load, writers_for
 from jobs.place import Place, new_run, now_us, online_groups
@@ -74,7 +74,9 @@ class MaterializeReport:
         ]  # fmt: skip
         headers = ["group", "load", "entities", "written", "kept newer", "expired", "removed", "bytes", "table version",
                    "seconds"]  # fmt: skip
-        whole = [f"  {group.group}: {group.how}, {group.why}" for group in self.groups if group.why]
+        whole = [
+            f"  {group.group}: {group.how}, {group.why}" for group in self.groups if group.why not in ("", FIRST_LOAD)
+        ]
         total = f"{counted(self.rows, 'value')} loaded, {self.seconds:.1f} s"
         total += f" (run {self.run}, registry snapshot {self.snapshot})"
         return "\n".join([table(headers, lines), *whole, total])
