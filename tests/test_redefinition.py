@@ -10,10 +10,12 @@ import pytest
 from connectors.online_answer import NOT_LOADED, PRESENT
 from jobs.apply import apply
 from jobs.compute import compute
-from jobs.materialize import LoadedGroup, materialize, partition_load
+from jobs.materialize import LoadedGroup, materialize
 from jobs.online import online_get
 from jobs.online_address import online_address
+from jobs.online_load import partition_load
 from jobs.place import Place
+from jobs.transforms.latest import LIMIT
 from tests.lab import Table, put, write_definitions
 
 NOW = datetime.datetime.now(datetime.timezone.utc).replace(hour=12, minute=0, second=0, microsecond=0)
@@ -111,10 +113,8 @@ def test_a_job_of_the_old_definition_does_not_undo_the_new_load(online_place: Pl
         now_us=int(NOW.timestamp()) * 1_000_000,
     )
     text = f"customer_id | event_time | amount\nc1 | {at(NOW)} | 2"
-    counts = [
-        batch.to_pylist()[0]
-        for batch in late(iter(table(text, "event_time timestamp, amount bigint").toArrow().to_batches()))
-    ]
+    newer = table(text, "event_time timestamp, amount bigint").selectExpr("*", f"CAST(null AS bigint) AS {LIMIT}")
+    counts = [batch.to_pylist()[0] for batch in late(iter(newer.toArrow().to_batches()))]
     assert (sum(c["written"] for c in counts), sum(c["kept_newer"] for c in counts)) == (0, 1)
     assert served(online_place) == {"amount": 20}
 
