@@ -62,6 +62,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_defs.data_types import KEY_TYPES, TYPES, DataType, parse
+from feature_defs.model import Entity, FeatureGroup
 
 CODEC_VERSION = 1
 EVENT_TIME = "event_time"
@@ -134,6 +135,10 @@ class ValueSchema:
         """The schema of (name, type text) pairs, as in [("total", "bigint")]."""
         pairs = list(features)
         return cls(tuple(name for name, _ in pairs), tuple(parse(text) for _, text in pairs))
+
+    @classmethod
+    def of_group(cls, group: FeatureGroup) -> ValueSchema:
+        return cls.of((feature.name, feature.type) for feature in group.features)
 
     @cached_property
     def fingerprint(self) -> int:
@@ -785,6 +790,12 @@ def encode_keys(
         values = pc.binary_join_element_wise(*texts, bar)
         keys.append(pc.binary_join_element_wise(start, values, nothing).cast(pa.large_binary()))
     return _narrowed(pa.concat_arrays(keys))
+
+
+def key_encoder(entity: Entity, prefix: str) -> Callable[[pa.RecordBatch], pa.Array]:
+    """`encode_keys` for one entity's batches; plain data, which may be sent to executors."""
+    types = tuple(parse(kind) for kind in entity.keys.values())
+    return partial(encode_keys, entity_name=entity.name, key_names=tuple(entity.keys), key_types=types, prefix=prefix)
 
 
 def encode_key(values: Sequence[object], entity_name: str, *, key_types: Sequence[DataType], prefix: str) -> bytes:

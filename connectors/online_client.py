@@ -389,14 +389,7 @@ def _registered(registry: Registry, service: str, address: RedisAddress, *, pref
 
 def _options(address: RedisAddress, retry: Any = Retry) -> dict[str, Any]:
     """Of a connection. Nothing is tried again in here: the clients do, and redis-py's own for a cluster."""
-    return {
-        "username": address.username,
-        "password": address.password,
-        "socket_timeout": address.timeout_seconds,
-        "socket_connect_timeout": address.timeout_seconds,
-        "protocol": 2,
-        **({"retry": retry(NoBackoff(), 0)} if retry else {}),
-    }
+    return {**address.options, **({"retry": retry(NoBackoff(), 0)} if retry else {})}
 
 
 def _is_broken(error: redis.ConnectionError) -> bool:

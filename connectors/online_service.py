@@ -27,7 +27,7 @@ from connectors.online_answer import (
     GroupRows,
     typed_default,
 )
-from feature_defs import data_types, durations
+from feature_defs import data_types
 from feature_defs.errors import OnlineStoreError, UsageError, listed, near_miss
 from feature_defs.model import Definitions, Entity, Feature, FeatureGroup
 
@@ -58,7 +58,7 @@ class GroupPlan:
 
     @cached_property
     def ttl_us(self) -> int | None:
-        return durations.microseconds(self.group.ttl) if self.group.ttl else None
+        return self.group.ttl_us
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -346,7 +346,7 @@ def _readings(plan: GroupPlan, definitions: Sequence[FeatureGroup]) -> dict[byte
     """How to read what was written under each definition: a feature is the same when its name and type are."""
     found: dict[bytes, Reading] = {}
     for written in definitions:
-        schema = codec.ValueSchema.of([(feature.name, feature.type) for feature in written.features])
+        schema = codec.ValueSchema.of_group(written)
         kinds = dict(zip(schema.names, schema.types, strict=True))
         statuses = []
         for feature in plan.features:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from urllib.parse import unquote
 
 from pyspark.sql import SparkSession
@@ -17,11 +16,9 @@ from feature_defs.errors import LakeError
 _NO_PATH = re.compile(r"\[PATH_NOT_FOUND\]")
 
 
-@contextmanager
-def any_version(spark: SparkSession) -> Iterator[None]:
+def any_version(spark: SparkSession) -> AbstractContextManager[None]:
     """While versions are read whose files are there, though they were replaced longer ago than Delta lets one look."""
-    with session_conf(spark, ANY_VERSION, may_refuse=True):
-        yield
+    return session_conf(spark, ANY_VERSION, may_refuse=True)
 
 
 def what_is_gone(spark: SparkSession, table: OfflineTable, version: int) -> str:

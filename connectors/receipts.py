@@ -60,7 +60,7 @@ def read_receipt(folder: str, run: str) -> Receipt | None:
     except FileNotFoundError:
         return None
     if plain.pop("format") != FORMAT:
-        hint = "load with the version of Tidemark that wrote it, or --full"
+        hint = "load with the version of Tidemark that wrote it"
         raise LakeError(f"Receipt '{_uri(folder, run)}'", "is of a later format", hint=hint)
     return Receipt(**plain)
 

@@ -194,6 +194,17 @@ class RedisAddress:
     def __str__(self) -> str:
         return f"Redis {self.url}"
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What redis-py is told of every connection, besides the url."""
+        return {
+            "username": self.username,
+            "password": self.password,
+            "socket_timeout": self.timeout_seconds,
+            "socket_connect_timeout": self.timeout_seconds,
+            "protocol": 2,
+        }
+
 
 class RedisOnlineStore:
     """An open Redis, an OnlineStore. May be shared by threads; each uses a connection of the client's pool."""
@@ -386,11 +397,7 @@ def open_redis(address: RedisAddress, *, rate: float | None = None) -> RedisOnli
     """Connect and log in, or say why not. It writes at most `rate` entities a second."""
     client = redis.Redis.from_url(
         address.url,
-        username=address.username,
-        password=address.password,
-        socket_timeout=address.timeout_seconds,
-        socket_connect_timeout=address.timeout_seconds,
-        protocol=2,
+        **address.options,
         # Once more for a connection that the server closed while it was idle; Spark repeats what fails for longer.
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )
@@ -408,11 +415,7 @@ def _open_cluster(address: RedisAddress) -> redis.RedisCluster:
     """The cluster that the server at the address is one of."""
     return redis.RedisCluster.from_url(
         address.url,
-        username=address.username,
-        password=address.password,
-        socket_timeout=address.timeout_seconds,
-        socket_connect_timeout=address.timeout_seconds,
-        protocol=2,
+        **address.options,
         require_full_coverage=False,
     )
 

@@ -355,12 +355,12 @@ def _relative(path: str, location: str) -> str:
 
 def _readable(table: DeltaOfflineTable, versions: Collection[int]) -> tuple[dict[int, list[str]], tuple[int, ...]]:
     """The files of each pinned version, and the versions that Delta cannot build from its log any more."""
-    files = {version: files_or_none(table, version) for version in sorted(versions)}
+    files = {version: _files_or_none(table, version) for version in sorted(versions)}
     readable = {version: found for version, found in files.items() if found is not None}
     return readable, tuple(version for version in files if version not in readable)
 
 
-def files_or_none(table: DeltaOfflineTable, version: int) -> list[str] | None:
+def _files_or_none(table: DeltaOfflineTable, version: int) -> list[str] | None:
     """None only where Delta says that the version is not there: after any other failure nothing may be removed."""
     try:
         with session_conf(table.spark, ANY_VERSION):

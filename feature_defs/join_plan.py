@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from feature_defs import data_types, durations
+from feature_defs import data_types
 from feature_defs.errors import UsageError, listed
 from feature_defs.model import Definitions, Feature, FeatureGroup, Service
 
@@ -84,7 +84,7 @@ def group_join(
         keys=tuple(entity.keys),
         key_types=tuple(entity.keys.values()),
         columns=tuple((f.name, f"{group.name}__{f.name}" if prefix else f.name) for f in features),
-        ttl_us=durations.microseconds(group.ttl) if group.ttl else None,
+        ttl_us=group.ttl_us,
         skip_nulls=group.skip_nulls,
         maps=tuple(f.name for f in features if data_types.parse(f.type).kind == "map"),
     )

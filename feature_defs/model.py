@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from feature_defs import durations
 from feature_defs.cleaning import Scaled, Step
 from feature_defs.rules import Rule, named
 
@@ -160,6 +161,11 @@ class FeatureGroup:
     def __getitem__(self, names: str | tuple[str, ...]) -> FeatureSelection:
         """`group["a", "b"]`: those features of the group, for a Service."""
         return FeatureSelection(self.name, (names,) if isinstance(names, str) else tuple(names))
+
+    @property
+    def ttl_us(self) -> int | None:
+        """Its ttl in microseconds; None for no limit."""
+        return durations.microseconds(self.ttl) if self.ttl else None
 
     @property
     def entity_name(self) -> str:

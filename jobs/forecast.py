@@ -24,7 +24,6 @@ from connectors.redis_memory import ServerMemory, hash_bytes, slots_bytes
 from connectors.redis_online import RedisAddress, RedisOnlineStore, open_redis
 from connectors.registry import Snapshot
 from connectors.spark_errors import data_errors
-from feature_defs import data_types, durations
 from feature_defs.errors import EXIT_DONE, OnlineStoreError
 from feature_defs.join_plan import group_join
 from feature_defs.model import EVENT_TIME, Entity, FeatureGroup
@@ -313,14 +312,13 @@ def _lengths(
 def _partition_lengths(
     group: FeatureGroup, entity: Entity, prefix: str, now: int
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    schema = codec.ValueSchema.of([(feature.name, feature.type) for feature in group.features])
-    names, types = tuple(entity.keys), [data_types.parse(kind) for kind in entity.keys.values()]
-    entity_name = entity.name
-    oldest = now - durations.microseconds(group.ttl) if group.ttl else None
+    schema = codec.ValueSchema.of_group(group)
+    encoded = codec.key_encoder(entity, prefix)
+    oldest = now - group.ttl_us if group.ttl_us is not None else None
 
     def lengths(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            keys = codec.encode_keys(batch, entity_name, key_names=names, key_types=types, prefix=prefix)
+            keys = encoded(batch)
             values = codec.encode(batch, schema, definition=0)
             found = pa.record_batch(
                 [keys.cast(pa.binary()), pc.binary_length(values).cast(pa.int64())], ["key", "length"]

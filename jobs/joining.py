@@ -9,13 +9,15 @@ rows of a table                 within [oldest spine time - ttl, newest spine ti
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, Observation
 from pyspark.sql import functions as F
 
+from connectors.file_store import open_file_store
 from connectors.lakes import joined
 from connectors.offline_tables import writing
 from feature_defs.join_plan import GroupJoin, JoinPlan
@@ -38,6 +40,15 @@ class Joined:
     leaks: tuple[Leaks, ...]
     spine_rows: int
     ways: Mapping[str, str]
+
+
+@contextmanager
+def keeping(folder: str) -> Iterator[Keep]:
+    """Keep rows below a folder of their own, until the end."""
+    try:
+        yield kept_in(folder)
+    finally:
+        open_file_store(folder).delete(folder)
 
 
 def kept_in(folder: str) -> Keep:

@@ -22,7 +22,16 @@ from connectors.receipts import Receipt
 from connectors.table_stats import table_bytes
 from feature_defs.join_plan import GroupJoin
 from jobs.transforms.as_of import latest_rows
-from jobs.transforms.latest import FIRST, LIMIT, latest_of_touched, newest_rows, newest_times, touched, with_all_limits
+from jobs.transforms.latest import (
+    FIRST,
+    LIMIT,
+    latest_of_touched,
+    newest_rows,
+    newest_times,
+    touched,
+    with_all_limits,
+    without_limits,
+)
 from jobs.transforms.locate import Keep
 
 _LARGE = 64 << 20  # bytes; of less, choosing among all rows is quicker than a step of its own
@@ -56,7 +65,7 @@ class Loading:
 
     def work(self, receipt: Receipt | None, *, full: bool, keep: Keep) -> Work:
         if receipt is None:
-            return Work(FULL, FIRST_LOAD, self._latest(keep).withColumn(LIMIT, F.lit(None).cast("bigint")))
+            return Work(FULL, FIRST_LOAD, without_limits(self._latest(keep)))
         why = self._why_all(receipt, full=full)
         if not why:
             found = self._since(receipt, keep)
@@ -121,7 +130,7 @@ class Loading:
         spark = latest.sparkSession
         if not self._is_same_table(receipt) or what_is_gone(spark, self.table, receipt.table_version):
             why += "; the rows of the last load are not there any more: what went since stays online until its ttl"
-            return Work(FULL, why, latest.withColumn(LIMIT, F.lit(None).cast("bigint")))
+            return Work(FULL, why, without_limits(latest))
         seen_us = min(receipt.now_us, self.now_us)  # what only a later time would show did not go
         before = newest_times(self.table.read(receipt.table_version), list(self.group.keys), now_us=seen_us)
         return Work(FULL, why, with_all_limits(latest, before, list(self.group.keys)))

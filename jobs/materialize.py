@@ -11,15 +11,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from connectors import codec
-from connectors.file_store import open_file_store
 from connectors.lakes import joined
 from connectors.receipts import Receipt, read_receipt, write_receipt
-from connectors.redis_online import RedisAddress, open_redis
+from connectors.redis_online import RedisAddress, RedisOnlineStore, open_redis
 from connectors.registry import Snapshot
 from connectors.spark_errors import data_errors
 from feature_defs.errors import UsageError
@@ -27,7 +25,7 @@ from feature_defs.join_plan import group_join
 from feature_defs.model import FeatureGroup
 from jobs import arguments
 from jobs.forecast import ForecastReport, forecast
-from jobs.joining import kept_in
+from jobs.joining import keeping
 from jobs.load_work import FIRST_LOAD, Loading
 from jobs.online_address import online_address
 from jobs.online_load import LoadCounts, load_rows, partition_load, writers_for
@@ -135,11 +133,10 @@ def _load(
     definition, field = snapshot.since[group.name], codec.field_name(group.name, group.version)
     folder = _receipts(place, group)
     with open_redis(address) as store:
-        last = store.last_load(field)
-    receipt = read_receipt(folder, last) if last else None
+        receipt = _last_receipt(store, place, group)
     wanted = group_join(group, snapshot.definitions, group.features)
-    with _work(folder, run) as on_the_way:
-        work = Loading(source, version, wanted, definition, now).work(receipt, full=full, keep=kept_in(on_the_way))
+    with keeping(joined(folder, f"_work.{run}")) as keep:
+        work = Loading(source, version, wanted, definition, now).work(receipt, full=full, keep=keep)
         counts = LoadCounts()
         if work.rows is not None:
             entity = snapshot.definitions.entity_of(group)
@@ -186,28 +183,20 @@ def _load(
 
 def dry_run(place: Place, groups: Sequence[str] = (), *, now: datetime.datetime | None = None) -> ForecastReport:
     """What a full load would take; its time by the loads that the store names."""
-    receipts = []
     with open_redis(online_address(place)) as store:
-        for group in online_groups(place.applied(), groups):
-            last = store.last_load(codec.field_name(group.name, group.version))
-            receipts.append(read_receipt(_receipts(place, group), last) if last else None)
+        receipts = [_last_receipt(store, place, group) for group in online_groups(place.applied(), groups)]
     known = [receipt for receipt in receipts if receipt is not None and receipt.written]
     rate = sum(receipt.written for receipt in known) / sum(receipt.seconds for receipt in known) if known else None
     return forecast(place, groups, now, rate=rate)
 
 
+def _last_receipt(store: RedisOnlineStore, place: Place, group: FeatureGroup) -> Receipt | None:
+    last = store.last_load(codec.field_name(group.name, group.version))
+    return read_receipt(_receipts(place, group), last) if last else None
+
+
 def _receipts(place: Place, group: FeatureGroup) -> str:
     return place.lakes.uri(place.table_path(group)) + "_online"
-
-
-@contextmanager
-def _work(folder: str, run: str) -> Iterator[str]:
-    """A folder beside the receipts for what is kept on the way."""
-    uri = joined(folder, f"_work.{run}")
-    try:
-        yield uri
-    finally:
-        open_file_store(uri).delete(uri)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -216,7 +205,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full", action="store_true", help="load every entity, not only what changed since the last load"
     )
-
     parser.add_argument("--rate", type=float, metavar="N", help="write at most so many entities a second")
     parser.add_argument(
         "--dry-run", action="store_true", help="only forecast keys, bytes, memory and time of a full load"

@@ -21,7 +21,6 @@ from connectors.online_answer import PRESENT, GroupRows
 from connectors.online_client import OnlineClient
 from connectors.online_service import Part, service_plan
 from connectors.registry import Snapshot
-from feature_defs import durations
 from feature_defs.errors import OnlineStoreError, UsageError
 from feature_defs.join_plan import group_join
 from jobs import arguments
@@ -165,8 +164,8 @@ def _offline(
         rows = source.read(version)
         for name, value in zip(entity.keys, typed_keys(entity.keys, given), strict=True):
             rows = rows.where(F.col(name) == F.lit(value))
-        if group.ttl:
-            oldest = at - durations.microseconds(group.ttl)
+        if group.ttl_us is not None:
+            oldest = at - group.ttl_us
             rows = rows.where(F.unix_micros("event_time") >= F.lit(oldest))
         # the answer travels as Arrow: a Row would bring timestamps in this machine's zone
         wanted = group_join(group, snapshot.definitions, group.features)

@@ -23,7 +23,6 @@ from pyspark.sql import functions as F
 from connectors import codec
 from connectors.redis_online import RedisAddress, RedisOnlineStore, open_redis
 from connectors.spark_errors import online_errors
-from feature_defs import data_types, durations
 from feature_defs.errors import OnlineStoreError
 from feature_defs.model import EVENT_TIME, Entity, FeatureGroup
 from jobs.transforms.latest import LIMIT
@@ -89,28 +88,20 @@ def partition_load(
     rate: float | None = None,
 ) -> Callable[[Batches], Batches]:
     """What a task does with its rows, at most `rate` a second. It is sent to executors: it holds plain data only."""
-    schema = codec.ValueSchema.of([(feature.name, feature.type) for feature in group.features])
-    keys, types = tuple(entity.keys), [data_types.parse(kind) for kind in entity.keys.values()]
-    sending = _Sending(codec.field_name(group.name, group.version), definition, _ttl_us(group), now_us)
-    entity_name = entity.name
+    schema = codec.ValueSchema.of_group(group)
+    encoded = codec.key_encoder(entity, address.key_prefix)
+    sending = _Sending(codec.field_name(group.name, group.version), definition, group.ttl_us, now_us)
 
     def load(batches: Batches) -> Batches:
         total, sample = LoadCounts(), _Sample(sending)
         with open_redis(address, rate=rate) as store:
             for batch in batches:
-                names = codec.encode_keys(
-                    batch, entity_name, key_names=keys, key_types=types, prefix=address.key_prefix
-                )
-                total += sending.sent(store, batch, names, schema, sample)
+                total += sending.sent(store, batch, encoded(batch), schema, sample)
             total += sample.compared(store)
         told = {one.name: pa.array([getattr(total, one.name)], pa.int64()) for one in fields(total)}
         yield pa.RecordBatch.from_pydict(told)
 
     return load
-
-
-def _ttl_us(group: FeatureGroup) -> int | None:
-    return durations.microseconds(group.ttl) if group.ttl else None
 
 
 @dataclass(frozen=True)

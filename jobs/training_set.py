@@ -14,8 +14,7 @@ import datetime
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
@@ -37,7 +36,7 @@ from feature_defs.model import EVENT_TIME, Service
 from feature_defs.splits import SPLIT, parse_splits
 from jobs.arguments import named_columns
 from jobs.datasets import CSV_WRITTEN, DATASET_FORMATS, check_columns_of, types_of
-from jobs.joining import Joined, join_spine, kept_in
+from jobs.joining import Joined, join_spine, keeping
 from jobs.place import Place, find_service, new_run
 from jobs.recorded import keys_of, options_of, recorded_service, recorded_table, refuse_difference
 from jobs.report import counted, step
@@ -155,8 +154,9 @@ def training_set(
     tables = {place.table_path(snapshot.definitions.groups[name]): n for name, n in versions.items()}
     pin = Pin(run, out, tables, tuple(versions))
     write_pin(place.lakes, place.settings.offline, pin)
-    with step(f"training-set {found.name}"), data_errors(f"Service '{found.name}'"), _work(place, pin) as folder:
-        met = join_spine(given.rows, planned.tables, plan, keep=kept_in(folder))
+    work = place.lakes.uri(pin.work)
+    with step(f"training-set {found.name}"), data_errors(f"Service '{found.name}'"), keeping(work) as keep:
+        met = join_spine(given.rows, planned.tables, plan, keep=keep)
         counts, manifest = _write(target, met, given, plan, manifest, exactly)
     assert manifest.hash is not None
     return TrainingSetReport(
@@ -265,16 +265,6 @@ def _write(
 
     whole = target.write(rows.select(*all_quoted(columns)), manifest, finished)
     return counts, whole
-
-
-@contextmanager
-def _work(place: Place, pin: Pin) -> Iterator[str]:
-    """A folder beside the dataset for what is kept on the way."""
-    uri = place.lakes.uri(pin.work)
-    try:
-        yield uri
-    finally:
-        open_file_store(uri).delete(uri)
 
 
 class _Target:

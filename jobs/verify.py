@@ -32,7 +32,6 @@ from connectors import codec
 from connectors.redis_online import RedisAddress, RedisOnlineStore, open_redis
 from connectors.registry import Snapshot
 from connectors.spark_errors import data_errors, online_errors
-from feature_defs import data_types, durations
 from feature_defs.errors import EXIT_DONE, OnlineStoreError, UsageError, listed
 from feature_defs.join_plan import group_join
 from feature_defs.model import EVENT_TIME, Entity, FeatureGroup
@@ -71,12 +70,7 @@ _FOUND = (
 _VERDICT, _FEATURE, _EXAMPLE, _BUCKET = "verdict", "feature", "example", "bucket"
 
 _REPAIRS = {
-    (
-        MISSING,
-        STALE,
-        DIFFERS,
-        UNREADABLE,
-    ): "to repair {verdicts}: `tidemark materialize --full --group {group}`",
+    (MISSING, STALE, DIFFERS, UNREADABLE): "to repair {verdicts}: `tidemark materialize --full --group {group}`",
     (AHEAD,): "no load replaces what is {verdicts}: remove it (HDEL), or choose another key_prefix for a new registry",
     (SURPLUS,): "no load knows of what is {verdicts}: remove it (HDEL)",
 }
@@ -240,8 +234,8 @@ class _Audit:
     def of(cls, place: Place, snapshot: Snapshot, group: FeatureGroup, *, examples: int, now: int) -> _Audit:
         source, version = place.computed(snapshot, group)
         join = group_join(group, snapshot.definitions, group.features)
-        schema = codec.ValueSchema.of([(feature.name, feature.type) for feature in group.features])
-        ttl_us = durations.microseconds(group.ttl) if group.ttl else None
+        schema = codec.ValueSchema.of_group(group)
+        ttl_us = group.ttl_us
         return cls(
             group=group,
             entity=snapshot.definitions.entity_of(group),
@@ -340,7 +334,7 @@ def partition_audit(
     with_buckets: bool,
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """The partition function: Arrow batches of (keys, event_time, features) -> one batch of what was found."""
-    encoded = _encoder(entity, address.key_prefix)
+    encoded = codec.key_encoder(entity, address.key_prefix)
     stored_in = codec.field_name(group.name, group.version)
 
     def audit(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -359,16 +353,6 @@ def partition_audit(
         yield found.batch()
 
     return audit
-
-
-def _encoder(entity: Entity, prefix: str) -> Callable[[pa.RecordBatch], pa.Array]:
-    names, types = tuple(entity.keys), [data_types.parse(kind) for kind in entity.keys.values()]
-    entity_name = entity.name
-
-    def encoded(batch: pa.RecordBatch) -> pa.Array:
-        return codec.encode_keys(batch, entity_name, key_names=names, key_types=types, prefix=prefix)
-
-    return encoded
 
 
 def _windows(values: pa.Array) -> Iterator[tuple[int, int]]:
@@ -506,7 +490,7 @@ def _partition_keys(
     entity: Entity, prefix: str, suspect: npt.NDArray[np.bool_]
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """Arrow batches of keys -> those online keys that fall into a suspect bucket."""
-    encoded = _encoder(entity, prefix)
+    encoded = codec.key_encoder(entity, prefix)
 
     def keys(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:

@@ -18,6 +18,8 @@ from jobs.settings import OnlineSettings, Settings, SparkSettings
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+    from connectors.redis_online import RedisAddress
+
 SPARK_CONF = {
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
@@ -75,6 +77,16 @@ def online_place(place: Place, tmp_path: Path) -> Iterator[Place]:
     folder = tmp_path / "redis"
     online = OnlineSettings(kind="embedded", folder=str(folder))
     yield Place(dataclasses.replace(place.settings, online=online))
+    embedded_redis.stop(folder)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisAddress]:
+    """A Redis for the tests of one module, without Spark."""
+    from connectors import embedded_redis
+
+    folder = tmp_path_factory.mktemp("redis")
+    yield embedded_redis.start(folder)
     embedded_redis.stop(folder)
 
 

@@ -153,7 +153,7 @@ class Lab:
         return found
 
     def online(self) -> dict[int, dict[str, Any]]:
-        schema = codec.ValueSchema.of([(feature.name, feature.type) for feature in self.group.features])
+        schema = codec.ValueSchema.of_group(self.group)
         address, name = online_address(self.place), codec.field_name(self.group.name, self.group.version)
         found = {}
         with redis.Redis.from_url(address.url) as client:

@@ -80,7 +80,7 @@ def packed(of: FeatureGroup, rows: Sequence[Sequence[Any]], at: datetime = NOW, 
         items = [row[number] for row in rows]
         entries = [[*item.items()] if isinstance(item, dict) else item for item in items]
         columns[feature.name] = pa.array(entries, arrow_type(feature.type))
-    schema = codec.ValueSchema.of([(feature.name, feature.type) for feature in of.features])
+    schema = codec.ValueSchema.of_group(of)
     return codec.encode(pa.table(columns), schema, definition=definition).to_pylist()
 
 
@@ -126,13 +126,6 @@ class Shop:
         other = asyncio.run(read())
         assert repr(replace(other, error=None)) == repr(replace(answer, error=None))
         return answer
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisAddress]:
-    folder = tmp_path_factory.mktemp("redis")
-    yield embedded_redis.start(folder)
-    embedded_redis.stop(folder)
 
 
 @pytest.fixture

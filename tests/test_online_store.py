@@ -22,7 +22,6 @@ import pyarrow as pa
 import pytest
 import redis
 
-from connectors import embedded_redis
 from connectors.codec import CodecError, ValueSchema, decode, encode, event_time_of
 from connectors.online_store import OnlineStore, WriteCounts
 from connectors.redis_online import (
@@ -42,13 +41,6 @@ SECOND = 1_000_000
 NOW = (time.time_ns() // 86_400_000_000_000 + 2) * 86_400 * SECOND  # a midnight to come
 FIELD = b"purchases:1"
 SCHEMA = ValueSchema.of([("total", "bigint")])
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisAddress]:
-    folder = tmp_path_factory.mktemp("redis")
-    yield embedded_redis.start(folder)
-    embedded_redis.stop(folder)
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pytest
 import redis
 
-from connectors import embedded_redis
 from connectors.codec import ValueSchema, decode, encode, removal
 from connectors.online_store import WriteCounts
 from connectors.redis_online import RedisAddress, RedisOnlineStore, open_redis
@@ -77,13 +76,6 @@ def packed(rows: list[Row]) -> tuple[pa.Array, pa.Array, pa.Array]:
             values += encode(batch, SCHEMA, definition=row.definition).to_pylist()
     limits = pa.array([row.limit for row in rows], pa.int64())
     return pa.array([row.key for row in rows], pa.binary()), pa.array(values, pa.binary()), limits
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisAddress]:
-    folder = tmp_path_factory.mktemp("redis")
-    yield embedded_redis.start(folder)
-    embedded_redis.stop(folder)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ that lost a row needs all of its rows, and may have none left: then its event_ti
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -58,10 +59,8 @@ def latest_of_touched(
         parts.append(_of(near, entities.where(F.col(LIMIT).isNull()), keys))
     if lost:
         parts.append(_of(current, entities.where(F.col(LIMIT).isNotNull()), keys))
-    if not parts:
-        return with_limits(latest_rows(current, group, now_us=now_us), entities, keys)
-    found = parts[0] if len(parts) == 1 else parts[0].unionByName(parts[1])
-    return with_limits(latest_rows(found, group, now_us=now_us), entities, keys)
+    latest = latest_rows(reduce(DataFrame.unionByName, parts), group, now_us=now_us)
+    return entities.select(*keys, LIMIT).join(latest, keys, "left").select(*latest.columns, LIMIT)
 
 
 def newest_rows(rows: DataFrame, group: GroupJoin, keep: Keep, *, now_us: int) -> DataFrame:
@@ -81,9 +80,9 @@ def newest_rows(rows: DataFrame, group: GroupJoin, keep: Keep, *, now_us: int) -
     return current.withColumn(_HASH, hashed).join(F.broadcast(kept), _HASH, "left_semi").drop(_HASH)
 
 
-def with_limits(latest: DataFrame, entities: DataFrame, keys: Sequence[str]) -> DataFrame:
-    """The latest rows with each entity's limit; an entity without a row has nulls."""
-    return entities.select(*keys, LIMIT).join(latest, list(keys), "left").select(*latest.columns, LIMIT)
+def without_limits(latest: DataFrame) -> DataFrame:
+    """The latest rows, none of which takes the place of one that went."""
+    return latest.withColumn(LIMIT, F.lit(None).cast("bigint"))
 
 
 def with_all_limits(latest: DataFrame, before: DataFrame, keys: Sequence[str]) -> DataFrame:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +43,16 @@ def place_in(folder: Path) -> Place:
             spark=SparkSettings(master="local[2]", conf=conf),
         )
     )
+
+
+def in_folder(name: str, measured: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """A folder for everything of one benchmark, gone at the end."""
+    folder = Path(tempfile.mkdtemp(prefix=f"tidemark-{name}-"))
+    (folder / "spark").mkdir()
+    try:
+        return measured(folder)
+    finally:
+        shutil.rmtree(folder)
 
 
 def seconds(action: Callable[[], object]) -> float:

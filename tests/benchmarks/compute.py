@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
 import sys
-import tempfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ from connectors.file_store import local_path  # noqa: E402
 from feature_defs import Aggregate, Entity, Expectation, Feature, FeatureGroup, Source  # noqa: E402
 from jobs.compute import compute  # noqa: E402
 from jobs.place import Place  # noqa: E402
-from tests.benchmarks.common import place_in, progress, rounded, seconds, watched_memory  # noqa: E402
+from tests.benchmarks.common import in_folder, place_in, progress, rounded, seconds, watched_memory  # noqa: E402
 from tests.lab import register  # noqa: E402
 
 ENTITIES, DAYS, ROUNDS = 200_000, 30, 3
@@ -160,12 +158,7 @@ def read_of_a_week(place: Place, name: str) -> dict[str, float]:
 
 
 def main(rows: int) -> dict[str, Any]:
-    folder = Path(tempfile.mkdtemp(prefix="tidemark-compute-"))
-    (folder / "spark").mkdir()
-    try:
-        return measured(folder, rows)
-    finally:
-        shutil.rmtree(folder)
+    return in_folder("compute", lambda folder: measured(folder, rows))
 
 
 def measured(folder: Path, rows: int) -> dict[str, Any]:

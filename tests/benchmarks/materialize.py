@@ -37,7 +37,6 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import redis  # noqa: E402
 from pyspark.sql import DataFrame, Row  # noqa: E402
-from pyspark.sql import functions as F  # noqa: E402
 
 from connectors import codec, embedded_redis  # noqa: E402
 from connectors.codec import ValueSchema  # noqa: E402
@@ -49,7 +48,7 @@ from jobs.materialize import materialize  # noqa: E402
 from jobs.online_load import load_rows, partition_load  # noqa: E402
 from jobs.place import Place, time_of  # noqa: E402
 from jobs.settings import OnlineSettings  # noqa: E402
-from jobs.transforms.latest import LIMIT  # noqa: E402
+from jobs.transforms.latest import without_limits  # noqa: E402
 from tests.benchmarks.common import place_in, progress, rounded, seconds  # noqa: E402
 from tests.lab import register  # noqa: E402
 from tests.redis_cluster import Cluster  # noqa: E402
@@ -145,7 +144,7 @@ def through_redis_py(rows: DataFrame, address: RedisAddress) -> None:
 
 def through_partitions(rows: DataFrame, address: RedisAddress, entities: int) -> None:
     load = partition_load(group, customer, address, definition=DEFINITION, now_us=NOW_US)
-    counts = load_rows(rows.withColumn(LIMIT, F.lit(None).cast("bigint")), load, "Benchmark")
+    counts = load_rows(without_limits(rows), load, "Benchmark")
     assert counts.written == counts.entities == entities, counts
 
 

@@ -85,7 +85,7 @@ def load(found: Definitions, address: RedisAddress, entities: int = ENTITIES) ->
                     columns[feature.name] = draw.integers(0, 1000, entities)
                 else:
                     columns[feature.name] = LEVELS[draw.integers(0, 4, entities)]
-            schema = codec.ValueSchema.of([(feature.name, feature.type) for feature in group.features])
+            schema = codec.ValueSchema.of_group(group)
             values = codec.encode(pa.table(columns), schema, definition=1)
             field = codec.field_name(group.name, group.version)
             pipeline = server.pipeline(transaction=False)

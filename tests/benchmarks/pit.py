@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -38,7 +36,7 @@ from feature_defs import Entity, Feature, FeatureGroup, Service, Source  # noqa:
 from jobs.compute import compute  # noqa: E402
 from jobs.place import Place  # noqa: E402
 from jobs.training_set import training_set  # noqa: E402
-from tests.benchmarks.common import feast_seconds, place_in, progress, rounded, seconds, watched_memory  # noqa: E402
+from tests.benchmarks.common import feast_seconds, in_folder, place_in, progress, rounded, seconds, watched_memory  # noqa: E402
 from tests.lab import register  # noqa: E402
 
 T0 = int(datetime(2023, 11, 14, tzinfo=timezone.utc).timestamp()) * 1_000_000
@@ -263,12 +261,7 @@ def in_a_process(folder: Path) -> None:
 
 
 def main(rows: int = 4_000_000, rounds: int = 3) -> dict[str, Any]:
-    folder = Path(tempfile.mkdtemp(prefix="tidemark-pit-"))
-    (folder / "spark").mkdir()
-    try:
-        return measured(folder, rows, rounds)
-    finally:
-        shutil.rmtree(folder)
+    return in_folder("pit", lambda folder: measured(folder, rows, rounds))
 
 
 if __name__ == "__main__" and sys.argv[1:2] == ["few"]:
