@@ -132,5 +132,7 @@ class Loading:
             why += "; the rows of the last load are not there any more: what went since stays online until its ttl"
             return Work(FULL, why, without_limits(latest))
         seen_us = min(receipt.now_us, self.now_us)  # what only a later time would show did not go
-        before = newest_times(self.table.read(receipt.table_version), list(self.group.keys), now_us=seen_us)
+        with any_version(spark):  # kept at once: Spark Connect looks at the version only when it is read
+            old = newest_times(self.table.read(receipt.table_version), list(self.group.keys), now_us=seen_us)
+            before, _ = keep(old, [F.count(F.lit(1)).alias("entities")])
         return Work(FULL, why, with_all_limits(latest, before, list(self.group.keys)))

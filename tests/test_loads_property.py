@@ -244,6 +244,9 @@ def test_redefined_group_takes_away_what_its_new_definition_has_not(online_place
     register(online_place, lab.group.entity, SOURCE, changed)  # type: ignore[arg-type]  # the entity itself, here
     lab.rows = [row for row in lab.rows if row[0] % 2]
     lab.table.replace(lab.frame(lab.rows), lab.note)
+    # the version of the last load was replaced longer ago than Delta lets one look
+    properties = "'delta.deletedFileRetentionDuration' = 'interval 0 seconds'"
+    online_place.spark.sql(f"ALTER TABLE delta.`{lab.table.uri}` SET TBLPROPERTIES ({properties})")
     found = lab.load()
     assert (found.why, lab.online()) == ("defined anew", lab.expected())
     assert found.removed > 0
