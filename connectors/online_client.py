@@ -9,7 +9,11 @@ All HMGETs of a request go out in one write, on a pooled connection of redis-py,
 pipeline would take several times as long to build the request and to hand on the replies. A connection that did not
 deliver every reply is closed: nobody reads the rest of somebody else's answer.
 
-Needs neither Spark nor pandas, and of a restricted Redis user HMGET on the keys of the prefix. AsyncOnlineClient has
+Where the address has generations, the generation to read is asked for in the same round trip; a client that read
+another one asks once more, of the right one.
+
+Needs neither Spark nor pandas, and of a restricted Redis user HMGET (and HGET, with generations) on the keys of the
+prefix. AsyncOnlineClient has
 the same words for asyncio. A Redis Cluster is recognised by its first redirection and read through redis-py's client.
 """
 
@@ -38,6 +42,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
+from connectors.generations import NOW, pointer_key, prefix_of
 from connectors.online_answer import OTHER_SCHEMA, Answer
 from connectors.online_service import Fallback, Keys, Request, ServicePlan, service_plan
 from connectors.redis_online import RedisAddress, explained
@@ -96,9 +101,12 @@ class OnlineClient:
     def get(self, keys: Keys | Sequence[Keys], *, now: datetime.datetime | None = None) -> Answer:
         """The service's features of the entity, or of each entity, with these keys; ttl is judged at `now`."""
         service = self._service
-        request = service.request(keys)
+        plan, request = service.request(keys)
         try:
-            replies = self._replies(service.plan, request)
+            replies = self._replies(plan, request)
+            while service.has_moved(plan, replies):
+                plan, request = service.request(keys)
+                replies = self._replies(plan, request)
         except OnlineStoreError as error:
             return service.without(request, error, now)
         answer = service.answer(request, replies, now)
@@ -112,7 +120,8 @@ class OnlineClient:
             return []
         try:
             if self._cluster is None:
-                replies, error = self._exchange(plan.packed(request), request.count)
+                packed, count = self._service.packed(plan, request)
+                replies, error = self._exchange(packed, count)
                 if error is None:
                     return replies
                 if not isinstance(error, AskError):
@@ -120,8 +129,8 @@ class OnlineClient:
                 options = _options(self._service.address, None)
                 self._cluster = redis.RedisCluster.from_url(self._service.address.url, **options)
             with self._cluster.pipeline() as pipeline:  # type: ignore[no-untyped-call]
-                for key, fields in plan.commands(request):
-                    pipeline.execute_command("HMGET", key, *fields)
+                for command in self._service.commands(plan, request):
+                    pipeline.execute_command(*command)
                 return self._service.checked(pipeline.execute(raise_on_error=False))
         except (RedisError, RedisClusterException) as error:
             raise self._service.explained(request, error) from None
@@ -243,9 +252,12 @@ class AsyncOnlineClient:
     async def get(self, keys: Keys | Sequence[Keys], *, now: datetime.datetime | None = None) -> Answer:
         """As OnlineClient.get."""
         service = self._service
-        request = service.request(keys)
+        plan, request = service.request(keys)
         try:
-            replies = await self._replies(service.plan, request)
+            replies = await self._replies(plan, request)
+            while service.has_moved(plan, replies):
+                plan, request = service.request(keys)
+                replies = await self._replies(plan, request)
         except OnlineStoreError as error:
             return service.without(request, error, now)
         answer = service.answer(request, replies, now)
@@ -259,7 +271,8 @@ class AsyncOnlineClient:
             return []
         try:
             if self._cluster is None:
-                replies, error = await self._exchange(plan.packed(request), request.count)
+                packed, count = self._service.packed(plan, request)
+                replies, error = await self._exchange(packed, count)
                 if error is None:
                     return replies
                 if not isinstance(error, AskError):
@@ -267,8 +280,8 @@ class AsyncOnlineClient:
                 options = _options(self._service.address, None)
                 self._cluster = redis.asyncio.RedisCluster.from_url(self._service.address.url, **options)
             pipeline = self._cluster.pipeline()
-            for key, fields in plan.commands(request):
-                pipeline.execute_command("HMGET", key, *fields)
+            for command in self._service.commands(plan, request):
+                pipeline.execute_command(*command)
             return self._service.checked(await pipeline.execute(raise_on_error=False))
         except (RedisError, RedisClusterException) as error:
             raise self._service.explained(request, error) from None
@@ -311,10 +324,34 @@ class _Service:
         self._lock = threading.Lock()
         self._newest = 0  # snapshot that was learned from
         self._next_look = 0.0
+        # What asks for the generation to read, in front of what asks for values.
+        self._pointer = ("HGET", pointer_key(address.key_prefix), NOW) if address.generations else ()
+        self._packed_pointer = _packed(self._pointer) if self._pointer else b""
         self.learn()
 
-    def request(self, keys: Keys | Sequence[Keys]) -> Request:
-        return self.plan.request([keys] if isinstance(keys, Mapping) else list(keys))
+    def request(self, keys: Keys | Sequence[Keys]) -> tuple[ServicePlan, Request]:
+        plan = self.plan
+        return plan, plan.request([keys] if isinstance(keys, Mapping) else list(keys))
+
+    def packed(self, plan: ServicePlan, request: Request) -> tuple[bytes, int]:
+        """What is sent for a request, and how many replies it has."""
+        return self._packed_pointer + plan.packed(request), request.count + bool(self._pointer)
+
+    def commands(self, plan: ServicePlan, request: Request) -> list[tuple[Any, ...]]:
+        """The same, command by command."""
+        values = [("HMGET", key, *fields) for key, fields in plan.commands(request)]
+        return [self._pointer, *values] if self._pointer else values
+
+    def has_moved(self, plan: ServicePlan, replies: list[Any]) -> bool:
+        """Whether the plan reads a generation that is not the one to read: then this has a plan of that now."""
+        if not self._pointer or not replies:
+            return False
+        number = int(replies.pop(0) or 0)
+        if number == plan.generation:
+            return False
+        with self._lock:
+            self.plan = self.plan.of_generation(number, prefix_of(self.address.key_prefix, number))
+        return True
 
     def checked(self, replies: list[Any]) -> list[Any]:
         for reply in replies:
@@ -373,7 +410,9 @@ class _Service:
             newest = max(self._registry.numbers(), default=0)
             if newest != self._newest:
                 versions = {plan.group.name: plan.group.version for plan in self.plan.groups}
-                self.plan = self.plan.knowing(self._registry.definitions_of(versions))
+                definitions = self._registry.definitions_of(versions)
+                with self._lock:  # another thread may change the plan's generation
+                    self.plan = self.plan.knowing(definitions)
                 self._newest = newest
         except LakeError:
             return  # tried again at the next unknown schema
@@ -385,6 +424,11 @@ def _registered(registry: Registry, service: str, address: RedisAddress, *, pref
     return service_plan(
         f"Service '{found.name}'", snapshot.definitions, parts, key_prefix=address.key_prefix, prefix=prefix
     )
+
+
+def _packed(command: Sequence[str]) -> bytes:
+    words = [word.encode() for word in command]
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
 
 
 def _options(address: RedisAddress, retry: Any = Retry) -> dict[str, Any]:

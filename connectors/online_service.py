@@ -205,6 +205,7 @@ class ServicePlan:
     entities: tuple[EntityPlan, ...]
     groups: tuple[GroupPlan, ...]  # in the service's order
     types: Mapping[str, str]  # of each feature, by its name in the answer
+    generation: int = 0  # of the keys: connectors/generations.py
 
     @cached_property
     def key_names(self) -> frozenset[str]:
@@ -270,6 +271,11 @@ class ServicePlan:
         parts = tuple(_with_defaults(part, [next(names) for _ in part.features], given) for part in answer.parts)
         return replace(answer, parts=parts)
 
+    def of_generation(self, number: int, key_prefix: str) -> ServicePlan:
+        """The same, read under the keys of another generation."""
+        entities = tuple(replace(one, write_key=_key_writer(one.entity, key_prefix)) for one in self.entities)
+        return replace(self, entities=entities, generation=number)
+
     def knowing(self, definitions: Mapping[str, Sequence[FeatureGroup]]) -> ServicePlan:
         """The same, reading also what was written under these other definitions of its groups."""
         plans = {
@@ -322,16 +328,17 @@ def service_plan(
         EntityPlan(
             entity=definitions.entities[name],
             groups=tuple(plans),
-            write_key=codec.key_writer(
-                name,
-                key_types=[data_types.parse(kind) for kind in definitions.entities[name].keys.values()],
-                prefix=key_prefix,
-            ),
+            write_key=_key_writer(definitions.entities[name], key_prefix),
             fields=tuple(codec.field_name(plan.group.name, plan.group.version) for plan in plans),
         )
         for name, plans in by_entity.items()
     )
     return ServicePlan(title, entities, groups, _types(title, groups, prefix=prefix))
+
+
+def _key_writer(entity: Entity, key_prefix: str) -> Callable[[Sequence[object]], bytes]:
+    types = [data_types.parse(kind) for kind in entity.keys.values()]
+    return codec.key_writer(entity.name, key_types=types, prefix=key_prefix)
 
 
 def _group_plan(group: FeatureGroup, features: Sequence[Feature]) -> GroupPlan:

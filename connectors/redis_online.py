@@ -16,7 +16,7 @@ lives a second longer than its last value, and a value that is past its ttl by t
 What it needs of a restricted Redis user: EVALSHA, SCRIPT LOAD, EXISTS, HGET, HSET, HSETNX, HMGET, HDEL, PTTL,
 PEXPIREAT, PERSIST, TIME, PING, on the keys of its prefix, and MULTI and EXEC, without which it is slower. In a Redis
 Cluster also ASKING, COMMAND and CLUSTER SLOTS. An audit of all entities asks INFO, SCAN and HEXISTS, too; a forecast
-INFO and, where it may, CONFIG GET.
+INFO and, where it may, CONFIG GET; generations EVAL, HGETALL, HKEYS, INFO, SCAN and UNLINK.
 """
 
 from __future__ import annotations
@@ -169,6 +169,7 @@ class RedisAddress:
     username: str | None = None
     timeout_seconds: float = 10.0
     key_prefix: str = "tm"
+    generations: bool = False  # whether clients ask which generation of keys to read: connectors/generations.py
     patience_seconds: float = 30.0  # how long a write tries again what may pass: a restart, a failover
 
     def __post_init__(self) -> None:
@@ -187,9 +188,8 @@ class RedisAddress:
                 hint="take both out of the url; the password comes from the environment or a secret scope",
             )
         if not self.key_prefix or ":" in self.key_prefix:
-            raise UsageError(
-                "Redis address", f"the key prefix is '{self.key_prefix}'", hint="write a word without ':', as in 'tm'"
-            )
+            problem = f"the key prefix is '{self.key_prefix}'"
+            raise UsageError("Redis address", problem, hint="write a word without ':', as in 'tm'")
 
     def __str__(self) -> str:
         return f"Redis {self.url}"
@@ -311,13 +311,15 @@ class RedisOnlineStore:
 
     def last_load(self, field: bytes) -> str | None:
         """The run that last loaded a field completely; None where none did, or the store has lost it."""
-        with _explained(self.address, "reading the last load failed"):
-            (reply,) = self._replies([("HGET", self._loaded, field)])
+        reply = self.run("HGET", self._loaded, field)
         return reply.decode() if reply else None
 
     def set_last_load(self, field: bytes, run: str) -> None:
-        with _explained(self.address, "writing the last load failed"):
-            self._replies([("HSET", self._loaded, field, run)])
+        self.run("HSET", self._loaded, field, run)
+
+    def loaded_fields(self) -> list[bytes]:
+        """The fields that were ever loaded completely."""
+        return sorted(self.run("HKEYS", self._loaded))
 
     @property
     def _loaded(self) -> str:
@@ -350,7 +352,10 @@ class RedisOnlineStore:
 
         A key may come twice, and one that is written or removed meanwhile may or may not come.
         """
-        start = f"{self.address.key_prefix}:{entity}:"
+        return self.scan_keys(f"{self.address.key_prefix}:{entity}:")
+
+    def scan_keys(self, start: str) -> Iterator[list[bytes]]:
+        """The keys that start so, as `scan`."""
         match = re.sub(r"([*?\[\]\\])", r"\\\1", start) + "*"
         with _explained(self.address, "listing keys failed"):
             for server in self._servers():
@@ -360,6 +365,17 @@ class RedisOnlineStore:
                     keys = [key for key in found if isinstance(key, bytes)]  # all: redis-py also types decoded ones
                     if keys:
                         yield keys
+
+    def remove(self, keys: Sequence[bytes]) -> int:
+        """Remove whole keys; how many there were. Their memory is given back in the background."""
+        with _explained(self.address, f"removing {len(keys)} keys failed"):
+            return sum(self._replies([("UNLINK", key) for key in keys])) if keys else 0
+
+    def run(self, *command: Any) -> Any:
+        """The reply of one command on one key of our own bookkeeping."""
+        with _explained(self.address, f"{command[0]} failed"):
+            (reply,) = self._replies([command])
+        return reply
 
     def holds(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> list[list[bool]]:
         """Whether each key has each field, without its value."""

@@ -6,6 +6,7 @@ import argparse
 import datetime
 
 from feature_defs.errors import UsageError, near_miss
+from jobs.settings import MAIN_STORE
 
 
 def add_groups(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +14,12 @@ def add_groups(parser: argparse.ArgumentParser) -> None:
         "--group", dest="groups", action="append", default=[], metavar="NAME",
         help="a feature group, may be given several times (default: all)",
     )  # fmt: skip
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store", default=MAIN_STORE, metavar="NAME", help="another online store of the profile than that of [online]"
+    )
 
 
 def add_now(parser: argparse.ArgumentParser, help_text: str) -> None:

@@ -47,7 +47,9 @@ VERBS = {
     "why": Verb("jobs.why", "show which row of an offline table decided a cell of a training set, and which lost"),
     "materialize": Verb("jobs.materialize", "load the latest values of online groups into the online store"),
     "verify": Verb("jobs.verify", "hold the online store against the offline tables; exit code 7 when they differ"),
-    "online": Verb("jobs.online", "read a service's features of one entity from the online store"),
+    "online": Verb(
+        "jobs.online", "read a service's features of one entity from the online store, or switch generations"
+    ),
     "maintain": Verb("jobs.maintain", "compact and vacuum offline tables; what a dataset was made of stays readable"),
     "generate": Verb("jobs.generate", "write the example retailer's raw data, of any size, into a lake"),
     "demo": Verb("jobs.demo", "run the example from raw data to an online read, showing each command"),

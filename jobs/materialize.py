@@ -4,6 +4,9 @@
 
 The store keeps the value of the newer definition, then of the newer event_time, so a load can be repeated, or run
 beside another, without harm. A receipt in the lake says what was loaded and verified; the next load goes on from it.
+
+A profile's online stores are loaded one after the other, each from its own last load: one that fails does not keep the
+others from theirs. With `generation` everything is loaded under new keys, audited, and put in place at once.
 """
 
 from __future__ import annotations
@@ -15,22 +18,25 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from connectors import codec
+from connectors.generations import begin, generations, remove_dropped, switch
 from connectors.lakes import joined
 from connectors.receipts import Receipt, read_receipt, write_receipt
-from connectors.redis_online import RedisAddress, RedisOnlineStore, open_redis
+from connectors.redis_online import RedisOnlineStore, open_redis
 from connectors.registry import Snapshot
 from connectors.spark_errors import data_errors
-from feature_defs.errors import UsageError
+from feature_defs.errors import EXIT_DONE, OnlineStoreError, UsageError
 from feature_defs.join_plan import group_join
 from feature_defs.model import FeatureGroup
 from jobs import arguments
 from jobs.forecast import ForecastReport, forecast
 from jobs.joining import keeping
 from jobs.load_work import FIRST_LOAD, Loading
-from jobs.online_address import online_address
+from jobs.online_address import at_store, in_generation, online_address, store_names
 from jobs.online_load import LoadCounts, load_rows, partition_load, writers_for
-from jobs.place import Place, new_run, now_us, online_groups
+from jobs.place import Place, new_run, now_us, online_groups, time_of
 from jobs.report import counted, step, table
+from jobs.settings import MAIN_STORE
+from jobs.verify import verify
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class LoadedGroup:
     Each of `rows` entities was written, left alone for a newer value, past its ttl, removed, or absent already.
     """
 
+    store: str
     group: str
     version: int
     how: str
@@ -56,28 +63,79 @@ class LoadedGroup:
 
 
 @dataclass(frozen=True)
+class Switched:
+    """A store's new generation. `left_behind` are group versions that were online before and are not in it."""
+
+    store: str
+    generation: int
+    removed_keys: int
+    left_behind: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FailedStore:
+    """A store that was not loaded, or not completely: its next load goes on from its last complete one."""
+
+    store: str
+    problem: str
+    hint: str
+
+
+@dataclass(frozen=True)
 class MaterializeReport:
     run: str
     snapshot: int
     groups: tuple[LoadedGroup, ...]
+    switched: tuple[Switched, ...]
+    failed: tuple[FailedStore, ...]
     rows: int
     seconds: float
-    exit_code: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        return OnlineStoreError.exit_code if self.failed else EXIT_DONE
 
     def text(self) -> str:
+        stores = {group.store for group in self.groups} | {one.store for one in self.failed}
         lines = [
-            (f"{g.group} v{g.version}", g.how, g.rows, g.written, g.kept_newer, g.expired, g.removed, g.bytes,
-             g.table_version, g.seconds)
+            [g.store] * (len(stores) > 1)
+            + [f"{g.group} v{g.version}", g.how, g.rows, g.written, g.kept_newer, g.expired, g.removed, g.bytes,
+               g.table_version, g.seconds]
             for g in self.groups
         ]  # fmt: skip
-        headers = ["group", "load", "entities", "written", "kept newer", "expired", "removed", "bytes", "table version",
-                   "seconds"]  # fmt: skip
-        whole = [
-            f"  {group.group}: {group.how}, {group.why}" for group in self.groups if group.why not in ("", FIRST_LOAD)
-        ]
+        headers = ["store"] * (len(stores) > 1)
+        headers += ["group", "load", "entities", "written", "kept newer", "expired", "removed", "bytes",
+                    "table version", "seconds"]  # fmt: skip
+        told = [table(headers, lines)] if lines else []
+        told += [f"  {group.group}: {group.how}, {group.why}" for group in self.groups if _is_news(group.why)]
+        for one in self.switched:
+            told.append(f"  {one.store}: clients read generation {one.generation} now; {_removed(one)}")
+            if one.left_behind:
+                told.append(f"  {one.store}: not in this generation: {', '.join(one.left_behind)}")
+        told += [f"  {one.store}: FAILED: {one.problem}\n    Hint: {one.hint}" for one in self.failed]
         total = f"{counted(self.rows, 'value')} loaded, {self.seconds:.1f} s"
         total += f" (run {self.run}, registry snapshot {self.snapshot})"
-        return "\n".join([table(headers, lines), *whole, total])
+        return "\n".join([*told, total])
+
+
+def _is_news(why: str) -> bool:
+    return why not in ("", FIRST_LOAD)
+
+
+def _removed(switched: Switched) -> str:
+    return f"{counted(switched.removed_keys, 'key')} of an older one removed"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is the same for every store of a run."""
+
+    name: str
+    snapshot: Snapshot
+    groups: Sequence[FeatureGroup]
+    now_us: int
+    full: bool
+    rate: float | None
 
 
 def materialize(
@@ -87,75 +145,120 @@ def materialize(
     now: datetime.datetime | None = None,
     full: bool = False,
     rate: float | None = None,
+    stores: Sequence[str] = (),
+    generation: bool = False,
 ) -> MaterializeReport:
-    """Load these groups (none: every online group that is not deprecated) as they are at `now`.
+    """Load these groups (none: every online group that is not deprecated) as they are at `now` into these stores.
 
-    What the store's last load already brought is left out, unless `full`. `rate` is the most entities a second.
+    What a store's last load already brought is left out, unless `full`. `rate` is the most entities a second.
     """
     if rate is not None and not rate > 0:
-        raise UsageError(
-            "Option --rate", f"{rate:g} is not above 0", hint="write how many entities a second, as in 20000"
-        )
+        problem = f"{rate:g} is not above 0"
+        raise UsageError("Option --rate", problem, hint="write how many entities a second, as in 20000")
+    if generation and groups:
+        problem = "a generation holds every online group, and only some are named"
+        raise UsageError("Option --generation", problem, hint="leave --group out")
     started = time.monotonic()
-    run = new_run()
     snapshot = place.applied()
-    chosen = online_groups(snapshot, groups)
-    address = online_address(place)
-    with open_redis(address):  # refuses clearly before any Spark job runs
-        pass
-    found = []
-    for group in chosen:
-        with step(f"materialize {group.name}"), data_errors(f"FeatureGroup '{group.name}'"):
-            found.append(_load(place, snapshot, group, address, run, now_us(now), full=full, rate=rate))
+    chosen = _of_generation(place, snapshot) if generation else online_groups(snapshot, groups)
+    run = _Run(new_run(), snapshot, chosen, now_us(now), full or generation, rate)
+    loaded: list[LoadedGroup] = []
+    switched: list[Switched] = []
+    failed: list[FailedStore] = []
+    names = store_names(place, stores)
+    for name in names:
+        try:
+            if generation:
+                switched.append(_load_generation(at_store(place, name), name, run, loaded))
+            else:
+                _load_store(in_generation(at_store(place, name)), name, run, loaded)
+        except OnlineStoreError as error:  # noqa: PERF203  # the other stores are still to be loaded
+            if len(names) == 1:
+                raise
+            failed.append(FailedStore(name, f"{error.subject}: {error.problem}", error.hint))
     return MaterializeReport(
-        run=run,
+        run=run.name,
         snapshot=snapshot.number,
-        groups=tuple(found),
-        rows=sum(group.rows for group in found),
+        groups=tuple(loaded),
+        switched=tuple(switched),
+        failed=tuple(failed),
+        rows=sum(group.rows for group in loaded),
         seconds=round(time.monotonic() - started, 3),
     )
 
 
-def _load(
-    place: Place,
-    snapshot: Snapshot,
-    group: FeatureGroup,
-    address: RedisAddress,
-    run: str,
-    now: int,
-    *,
-    full: bool,
-    rate: float | None,
-) -> LoadedGroup:
+def _of_generation(place: Place, snapshot: Snapshot) -> list[FeatureGroup]:
+    """Every online group; a deprecated one, which others may still read, where there is something to load."""
+    groups = snapshot.definitions.groups.values()
+    return [g for g in groups if g.online and not (g.is_deprecated and place.table(g).version() is None)]
+
+
+def _load_generation(place: Place, name: str, run: _Run, loaded: list[LoadedGroup]) -> Switched:
+    """Load everything under new keys, hold it against the offline tables, then let clients read it."""
+    address = online_address(place)
+    if not place.settings.online.generations:
+        hint = "set generations = true beside its url and open clients with that; then run this again"
+        raise UsageError(f"Online store '{name}'", "its clients do not look for generations", hint=hint)
+    with open_redis(address) as store:
+        number = begin(store)
+        with step(f"remove generations of {name} that nobody reads"):
+            removed = remove_dropped(store)
+        before = generations(store).now or 0
+    new = in_generation(place, number)
+    _load_store(new, name, run, loaded)
+    audit = verify(new, [group.name for group in run.groups], now=time_of(run.now_us))
+    if not audit.agrees:
+        faults = ", ".join(group.group for group in audit.groups if not group.agrees)
+        problem = f"generation {number} is not what the offline tables hold ({faults}); {before} is still read"
+        raise OnlineStoreError(str(address), problem, hint="run it again; it begins another one")
+    with open_redis(online_address(in_generation(place, before))) as store:
+        there = store.loaded_fields()
+    with open_redis(address) as store:
+        switch(store, number)
+    fields = {codec.field_name(group.name, group.version) for group in run.groups}
+    return Switched(name, number, removed, tuple(field.decode() for field in there if field not in fields))
+
+
+def _load_store(place: Place, name: str, run: _Run, loaded: list[LoadedGroup]) -> None:
+    """Load the groups into the place's online store."""
+    beside = "" if name == MAIN_STORE else f" into {name}"
+    for group in run.groups:
+        with step(f"materialize {group.name}{beside}"), data_errors(f"FeatureGroup '{group.name}'"):
+            loaded.append(_load(place, name, run, group))
+
+
+def _load(place: Place, name: str, run: _Run, group: FeatureGroup) -> LoadedGroup:
     """Load, verify, then write the receipt, then let the store name it: a run that ends before repeats what it did."""
     started = time.monotonic()
+    snapshot, address = run.snapshot, online_address(place)
     source, version = place.computed(snapshot, group)
     definition, field = snapshot.since[group.name], codec.field_name(group.name, group.version)
     folder = _receipts(place, group)
+    of_store = run.name if name == MAIN_STORE else f"{run.name}-{name}"
     with open_redis(address) as store:
         receipt = _last_receipt(store, place, group)
     wanted = group_join(group, snapshot.definitions, group.features)
-    with keeping(joined(folder, f"_work.{run}")) as keep:
-        work = Loading(source, version, wanted, definition, now).work(receipt, full=full, keep=keep)
+    with keeping(joined(folder, f"_work.{of_store}")) as keep:
+        work = Loading(source, version, wanted, definition, run.now_us).work(receipt, full=run.full, keep=keep)
         counts = LoadCounts()
         if work.rows is not None:
             entity = snapshot.definitions.entity_of(group)
             rows, share = work.rows, None
-            if rate is not None:
-                writers = writers_for(rate)
-                rows, share = rows.coalesce(writers), rate / writers
-            load = partition_load(group, entity, address, definition=definition, now_us=now, rate=share)
+            if run.rate is not None:
+                writers = writers_for(run.rate)
+                rows, share = rows.coalesce(writers), run.rate / writers
+            load = partition_load(group, entity, address, definition=definition, now_us=run.now_us, rate=share)
             counts = load_rows(rows, load, f"FeatureGroup '{group.name}'")
     plain = asdict(counts)
     plain.pop("mismatched")
     done = Receipt(
-        run=run,
+        run=of_store,
         group=group.name,
         version=group.version,
         definition=definition,
         table_version=version,
         table_run=source.note(version).get("run"),
-        now_us=now,
+        now_us=run.now_us,
         how=work.how,
         why=work.why,
         seconds=round(time.monotonic() - started, 3),
@@ -163,8 +266,9 @@ def _load(
     )
     write_receipt(folder, done)
     with open_redis(address) as store:
-        store.set_last_load(field, run)
+        store.set_last_load(field, of_store)
     return LoadedGroup(
+        store=name,
         group=group.name,
         version=group.version,
         how=work.how,
@@ -181,13 +285,25 @@ def _load(
     )
 
 
-def dry_run(place: Place, groups: Sequence[str] = (), *, now: datetime.datetime | None = None) -> ForecastReport:
-    """What a full load would take; its time by the loads that the store names."""
-    with open_redis(online_address(place)) as store:
-        receipts = [_last_receipt(store, place, group) for group in online_groups(place.applied(), groups)]
+def dry_run(
+    place: Place,
+    groups: Sequence[str] = (),
+    *,
+    now: datetime.datetime | None = None,
+    store: str = MAIN_STORE,
+    generation: bool = False,
+) -> ForecastReport:
+    """What a full load of a store would take; its time by the loads that it names."""
+    base = at_store(place, store)
+    there = in_generation(base)
+    with open_redis(online_address(there)) as opened:
+        receipts = [_last_receipt(opened, place, group) for group in online_groups(place.applied(), groups)]
     known = [receipt for receipt in receipts if receipt is not None and receipt.written]
     rate = sum(receipt.written for receipt in known) / sum(receipt.seconds for receipt in known) if known else None
-    return forecast(place, groups, now, rate=rate)
+    if generation:
+        with open_redis(online_address(base)) as opened:
+            there = in_generation(base, generations(opened).last + 1)
+    return forecast(there, groups, now, rate=rate)
 
 
 def _last_receipt(store: RedisOnlineStore, place: Place, group: FeatureGroup) -> Receipt | None:
@@ -207,14 +323,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rate", type=float, metavar="N", help="write at most so many entities a second")
     parser.add_argument(
+        "--store",
+        action="append",
+        default=[],
+        dest="stores",
+        metavar="NAME",
+        help="load this online store, again for more (default: all that the profile has)",
+    )
+    parser.add_argument(
+        "--generation",
+        action="store_true",
+        help="load everything under new keys, audit it, then let clients read these at once",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="only forecast keys, bytes, memory and time of a full load"
     )
 
 
 def run(place: Place, args: argparse.Namespace) -> MaterializeReport | ForecastReport:
     if args.dry_run:
-        return dry_run(place, args.groups, now=args.now)
-    return materialize(place, args.groups, now=args.now, full=args.full, rate=args.rate)
+        if len(args.stores) > 1:
+            raise UsageError("Option --dry-run", "looks at one online store", hint="name one --store")
+        (store,) = args.stores or [MAIN_STORE]
+        return dry_run(place, args.groups, now=args.now, store=store, generation=args.generation)
+    return materialize(
+        place,
+        args.groups,
+        now=args.now,
+        full=args.full,
+        rate=args.rate,
+        stores=args.stores,
+        generation=args.generation,
+    )
 
 
 if __name__ == "__main__":

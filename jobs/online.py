@@ -4,6 +4,10 @@
 
 A missing or expired entity is an answer, not an error. With `--check` the offline tables are asked for the same and the
 command fails when the two disagree.
+
+    tidemark online generations | rollback
+
+tell which generation of keys clients read, and let them read the one before again, at once.
 """
 
 from __future__ import annotations
@@ -17,16 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from connectors import embedded_redis
+from connectors.generations import generations, roll_back
 from connectors.online_answer import PRESENT, GroupRows
 from connectors.online_client import OnlineClient
 from connectors.online_service import Part, service_plan
+from connectors.redis_online import RedisOnlineStore, open_redis
 from connectors.registry import Snapshot
 from feature_defs.errors import OnlineStoreError, UsageError
 from feature_defs.join_plan import group_join
 from jobs import arguments
-from jobs.online_address import online_address
+from jobs.online_address import at_store, online_address
 from jobs.place import Place, chosen_groups, find_service, now_us, time_of
 from jobs.report import table
+from jobs.settings import MAIN_STORE
 from jobs.values import same, shown, typed_keys
 
 
@@ -85,9 +92,11 @@ def online_get(
     group: str = "",
     check: bool = False,
     now: datetime.datetime | None = None,
+    store: str = MAIN_STORE,
 ) -> OnlineReport:
     """The features of one entity; keys are given as text and read as the entity's types."""
     started = time.monotonic()
+    place = at_store(place, store)
     snapshot, parts = _parts(place, service, group)
     at = now_us(now)
     keys = list(dict.fromkeys(key for part, _ in parts for key in snapshot.definitions.entity_of(part).keys))
@@ -187,14 +196,57 @@ def _agrees(groups: Sequence[OnlineGroup], offline: Mapping[str, Any], there: se
     return all(same(online[name], offline[name]) for name in offline)
 
 
+# generations
+
+
+@dataclass(frozen=True)
+class GenerationsReport:
+    """`now` is what clients read, `before` what `rollback` would let them read, `loading` what a load has begun."""
+
+    store: str
+    now: int
+    before: int | None
+    loading: int | None
+    exit_code: int = 0
+
+    def text(self) -> str:
+        told = [f"{self.store}: clients read generation {self.now}"]
+        told += [f"generation {self.before} is kept to go back to"] if self.before is not None else []
+        told += [f"generation {self.loading} was begun"] if self.loading is not None else []
+        return "; ".join(told)
+
+
+def online_generations(place: Place, *, store: str = MAIN_STORE) -> GenerationsReport:
+    with open_redis(online_address(at_store(place, store))) as opened:
+        return _generations(opened, store)
+
+
+def online_rollback(place: Place, *, store: str = MAIN_STORE) -> GenerationsReport:
+    """Let clients read the generation before. The next load brings it up to date."""
+    with open_redis(online_address(at_store(place, store))) as opened:
+        roll_back(opened)
+        return _generations(opened, store)
+
+
+def _generations(opened: RedisOnlineStore, store: str) -> GenerationsReport:
+    found = generations(opened)
+    return GenerationsReport(store, found.now or 0, found.before, found.loading)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("get", "stop"), help="get: read an entity; stop: stop the embedded Redis")
+    parser.add_argument(
+        "action",
+        choices=("get", "generations", "rollback", "stop"),
+        help="get: read an entity; generations: tell which is read; rollback: read the one before again; "
+        "stop: stop the embedded Redis",
+    )
     parser.add_argument("--service", default="", metavar="NAME[@VERSION]", help="the service whose features to read")
     parser.add_argument("--group", default="", metavar="NAME", help="a feature group instead of a service")
     parser.add_argument(
         "--entity", action="append", default=[], metavar="KEY=VALUE", help="the entity's key, each column"
     )
     parser.add_argument("--check", action="store_true", help="also read offline, fail when the two differ")
+    arguments.add_store(parser)
     arguments.add_now(parser, "judge ttl at this time (default: the clock)")
 
 
@@ -207,16 +259,27 @@ class StopReport:
         return "the embedded Redis is stopped" if self.stopped else "no embedded Redis is running"
 
 
-def run(place: Place, args: argparse.Namespace) -> OnlineReport | StopReport:
+def run(place: Place, args: argparse.Namespace) -> OnlineReport | GenerationsReport | StopReport:
     if args.action == "stop":
-        return StopReport(embedded_redis.stop(Path(place.settings.online.folder)))
+        return StopReport(embedded_redis.stop(Path(at_store(place, args.store).settings.online.folder)))
+    if args.action == "generations":
+        return online_generations(place, store=args.store)
+    if args.action == "rollback":
+        return online_rollback(place, store=args.store)
     malformed = [pair for pair in args.entity if "=" not in pair]
     if malformed:
-        raise UsageError(
-            "Option --entity", f"'{malformed[0]}' is not KEY=VALUE", hint="write --entity customer_id=CUST001"
-        )
+        hint = "write --entity customer_id=CUST001"
+        raise UsageError("Option --entity", f"'{malformed[0]}' is not KEY=VALUE", hint=hint)
     given = dict(pair.split("=", 1) for pair in args.entity)
-    return online_get(place, given, service=args.service, group=args.group, check=args.check, now=args.now)
+    return online_get(
+        place,
+        given,
+        service=args.service,
+        group=args.group,
+        check=args.check,
+        now=args.now,
+        store=args.store,
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import getpass
 import time
 import uuid
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +20,7 @@ from connectors.registry import Registry, Snapshot
 from feature_defs.errors import DataError, UsageError, listed, near_miss
 from feature_defs.loading import load
 from feature_defs.model import Definitions, FeatureGroup, Service
-from jobs.settings import Settings, load_settings
+from jobs.settings import OnlineSettings, Settings, load_settings
 
 if TYPE_CHECKING:  # Spark is imported when a session is opened: check, plan and list never need it
     from pyspark.sql import SparkSession
@@ -45,6 +47,12 @@ class Place:
         from jobs.session import open_session
 
         return open_session(self.settings)
+
+    def with_online(self, online: OnlineSettings) -> Place:
+        """The same place with another online store; what is open is shared."""
+        other = copy(self)
+        other.settings = replace(self.settings, online=online)
+        return other
 
     def written(self) -> Definitions:
         """The definitions as their files say now."""

@@ -30,7 +30,9 @@ PROFILE_VARIABLE = "TIDEMARK_PROFILE"
 DEFAULT_PROFILE = "local"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _PATHS = (("", "definitions"), ("online", "folder"), ("spark", "log_config"))
+_SCALARS = (str, bool, float, int)
 ONLINE_KINDS = ("embedded", "redis", "none")
+MAIN_STORE = "online"  # the name of the store of [online]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class OnlineSettings:
     password: str = ""
     key_prefix: str = "tm"
     timeout_seconds: float = 5.0
+    generations: bool = False  # whether a whole new set of keys can be put in place at once: docs/generations.md
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,10 @@ class SparkSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """A place: where its lakes and databases are, where definitions are read from, what is online, how Spark starts."""
+    """A place: where its lakes and databases are, where definitions are read from, what is online, how Spark starts.
+
+    Applications here read `online`; `online_stores` are others that are loaded in the same run.
+    """
 
     name: str
     definitions: str
@@ -94,6 +100,7 @@ class Settings:
     registry: str = "lake://features/_registry"
     offline: str = "lake://features"
     online: OnlineSettings = field(default_factory=OnlineSettings)
+    online_stores: Mapping[str, OnlineSettings] = field(default_factory=dict)
     spark: SparkSettings = field(default_factory=SparkSettings)
     databases: Mapping[str, DatabaseSettings] = field(default_factory=dict)
     file: str = ""
@@ -179,12 +186,13 @@ def _overridden(document: Mapping[str, Any], environment: Mapping[str, str]) -> 
         name = variable.removeprefix(ENVIRONMENT).lower()
         if name.startswith("lakes_"):
             table, key, value = "lakes", name.removeprefix("lakes_"), _from_here(text)
-        elif name.startswith("databases_") and (found := _database_key(name)):
-            database, key, kind = found
-            of_name = merged.setdefault("databases", {})
-            table_of = of_name.setdefault(database, {}) if isinstance(of_name, dict) else None
+        elif found := _named_key(name):
+            table, named, key, kind = found
+            of_name = merged.setdefault(table, {})
+            table_of = of_name.setdefault(named, {}) if isinstance(of_name, dict) else None
             if isinstance(table_of, dict):
-                of_name[database] = {**table_of, key: _from_text(kind, text, variable)}
+                value = _from_here(text) if ("online", key) in _PATHS else _from_text(kind, text, variable)
+                of_name[named] = {**table_of, key: value}
             continue
         elif name in scalars:
             table, key, kind = scalars[name]
@@ -203,12 +211,13 @@ def _overridden(document: Mapping[str, Any], environment: Mapping[str, str]) -> 
     return merged
 
 
-def _database_key(name: str) -> tuple[str, str, Any] | None:
-    """`databases_shop_fetch_size` -> ("shop", "fetch_size", int)."""
-    for key, kind in get_type_hints(DatabaseSettings).items():
-        database = name.removeprefix("databases_").removesuffix(f"_{key}")
-        if kind in (str, int) and name == f"databases_{database}_{key}":
-            return database, key, kind
+def _named_key(name: str) -> tuple[str, str, str, Any] | None:
+    """`databases_shop_fetch_size` -> ("databases", "shop", "fetch_size", int)."""
+    for table, of in (("databases", DatabaseSettings), ("online_stores", OnlineSettings)):
+        for key, kind in get_type_hints(of).items():
+            named = name.removeprefix(f"{table}_").removesuffix(f"_{key}")
+            if kind in _SCALARS and name == f"{table}_{named}_{key}":
+                return table, named, key, kind
     return None
 
 
@@ -218,8 +227,8 @@ def _from_here(text: str) -> str:
 
 
 def _is_named_secret(variable: str, merged: Mapping[str, Any]) -> bool:
-    databases = merged.get("databases", {})
-    tables = [merged.get("online", {}), *(databases.values() if isinstance(databases, Mapping) else ())]
+    named = [merged.get(table, {}) for table in ("databases", "online_stores")]
+    tables = [merged.get("online", {}), *(one for of in named if isinstance(of, Mapping) for one in of.values())]
     return any(isinstance(table, Mapping) and table.get("password") == f"env:{variable}" for table in tables)
 
 
@@ -227,7 +236,7 @@ def _scalar_keys() -> dict[str, tuple[str, str, Any]]:
     found: dict[str, tuple[str, str, Any]] = {}
     for table, kind in (("", Settings), ("online", OnlineSettings), ("spark", SparkSettings)):
         for name, hint in get_type_hints(kind).items():
-            if hint in (str, bool, float) and name != "file":
+            if hint in _SCALARS and name != "file":
                 found[f"{table}_{name}".lstrip("_")] = (table, name, hint)
     return found
 
@@ -251,21 +260,13 @@ def _from_text(kind: Any, text: str, variable: str) -> Any:
 
 def _located(settings: Settings, path: Path) -> Settings:
     subject = f"Profile '{path.name}'"
-    online, spark = settings.online, settings.spark
-    if online.kind not in ONLINE_KINDS:
-        hint = near_miss(online.kind, ONLINE_KINDS) + f"use one of {', '.join(ONLINE_KINDS)}"
-        raise UsageError(subject, f"online.kind '{online.kind}' is not known", hint=hint)
-    if online.kind == "redis" and not online.url:
-        raise UsageError(subject, "online.kind is redis, but online.url is missing", hint='url = "redis://host:6379/0"')
-    if online.kind == "embedded" and not online.folder:
-        hint = 'folder = "../.tidemark/redis"'
-        raise UsageError(subject, "online.kind is embedded, but online.folder is missing", hint=hint)
-    if _holds_password(online.url, subject):
-        hint = 'take it out of the url and set password = "env:NAME" or "scope:SCOPE/KEY"'
-        raise UsageError(subject, "online.url holds a password; secrets are never in a profile", hint=hint)
-    if online.password and not online.password.startswith(("env:", "scope:")):
-        hint = 'set password = "env:NAME" (an environment variable) or "scope:SCOPE/KEY" (a Databricks secret scope)'
-        raise UsageError(subject, "online.password is a literal; secrets are never in a profile", hint=hint)
+    spark = settings.spark
+    _check_online(settings.online, "online", subject)
+    for name, store in settings.online_stores.items():
+        if name == MAIN_STORE:
+            hint = "call it what it is, as in [online_stores.cloud]"
+            raise UsageError(subject, f"online_stores.{name} has the name of the store of [online]", hint=hint)
+        _check_online(store, f"online_stores.{name}", subject)
     for name, database in settings.databases.items():
         _check_database(database, f"databases.{name}", subject)
     folder = path.parent
@@ -275,11 +276,37 @@ def _located(settings: Settings, path: Path) -> Settings:
         lakes={name: _lake_uri(folder, base) for name, base in settings.lakes.items()},
         registry=settings.registry,
         offline=settings.offline,
-        online=replace(online, folder=str((folder / online.folder).resolve()) if online.folder else ""),
+        online=_located_online(settings.online, folder),
+        online_stores={name: _located_online(store, folder) for name, store in settings.online_stores.items()},
         spark=replace(spark, log_config=str((folder / spark.log_config).resolve()) if spark.log_config else ""),
         databases=settings.databases,
         file=str(path),
     )
+
+
+def _check_online(online: OnlineSettings, where: str, subject: str) -> None:
+    if online.kind not in ONLINE_KINDS:
+        hint = near_miss(online.kind, ONLINE_KINDS) + f"use one of {', '.join(ONLINE_KINDS)}"
+        raise UsageError(subject, f"{where}.kind '{online.kind}' is not known", hint=hint)
+    if online.kind == "redis" and not online.url:
+        hint = 'url = "redis://host:6379/0"'
+        raise UsageError(subject, f"{where}.kind is redis, but {where}.url is missing", hint=hint)
+    if online.kind == "embedded" and not online.folder:
+        hint = 'folder = "../.tidemark/redis"'
+        raise UsageError(subject, f"{where}.kind is embedded, but {where}.folder is missing", hint=hint)
+    if not online.key_prefix or {":", "~"} & set(online.key_prefix):
+        problem = f"{where}.key_prefix is '{online.key_prefix}', expected a word without ':' and '~'"
+        raise UsageError(subject, problem, hint='key_prefix = "tm"')
+    if _holds_password(online.url, where, subject):
+        hint = 'take it out of the url and set password = "env:NAME" or "scope:SCOPE/KEY"'
+        raise UsageError(subject, f"{where}.url holds a password; secrets are never in a profile", hint=hint)
+    if online.password and not online.password.startswith(("env:", "scope:")):
+        hint = 'set password = "env:NAME" (an environment variable) or "scope:SCOPE/KEY" (a Databricks secret scope)'
+        raise UsageError(subject, f"{where}.password is a literal; secrets are never in a profile", hint=hint)
+
+
+def _located_online(online: OnlineSettings, folder: Path) -> OnlineSettings:
+    return replace(online, folder=str((folder / online.folder).resolve()) if online.folder else "")
 
 
 _COORDINATE = re.compile(r"[\w.-]+:[\w.-]+:[\w.-]+")
@@ -318,11 +345,11 @@ def coordinates(jars: str) -> list[str]:
     return [coordinate for part in jars.split(",") if (coordinate := part.strip())]
 
 
-def _holds_password(url: str, subject: str) -> bool:
+def _holds_password(url: str, where: str, subject: str) -> bool:
     try:
         parts = urlsplit(url)
     except ValueError as error:  # its message may repeat what the url holds
-        raise UsageError(subject, "online.url is not a URL", hint='url = "redis://host:6379/0"') from error
+        raise UsageError(subject, f"{where}.url is not a URL", hint='url = "redis://host:6379/0"') from error
     return bool(parts.password) or "password" in parse_qs(parts.query)
 
 

@@ -141,17 +141,16 @@ class Store:
 
         return why(self.place, dataset, feature, row, at=at)
 
-    def materialize(
-        self, *groups: str, now: datetime.datetime | None = None, full: bool = False, rate: float | None = None
-    ) -> MaterializeReport:
+    def materialize(self, *groups: str, now: datetime.datetime | None = None, **options: Any) -> MaterializeReport:
+        """`options` are those of `jobs.materialize.materialize`: full, rate, stores, generation."""
         from jobs.materialize import materialize
 
-        return materialize(self.place, groups, now=now, full=full, rate=rate)
+        return materialize(self.place, groups, now=now, **options)
 
     def verify(
         self, *groups: str, sample: int | None = 10_000, now: datetime.datetime | None = None, **options: Any
     ) -> VerifyReport:
-        """`sample` None is every entity; `options` are those of `jobs.verify.verify`: seed, examples, no_newer."""
+        """`sample` None is every entity; `options` are those of `jobs.verify.verify`: seed, store, ..."""
         from jobs.verify import verify
 
         return verify(self.place, groups, sample=sample, now=now, **options)

@@ -36,9 +36,10 @@ from feature_defs.errors import EXIT_DONE, OnlineStoreError, UsageError, listed
 from feature_defs.join_plan import group_join
 from feature_defs.model import EVENT_TIME, Entity, FeatureGroup
 from jobs import arguments
-from jobs.online_address import online_address
+from jobs.online_address import at_store, in_generation, online_address
 from jobs.place import Place, now_us, online_groups, time_of
 from jobs.report import step, table
+from jobs.settings import MAIN_STORE
 from jobs.transforms.as_of import latest_rows
 from jobs.transforms.sampling import entity_count, sampled, share
 from jobs.verdicts import (
@@ -180,6 +181,7 @@ def verify(
     examples: int = EXAMPLES,
     no_newer: bool = False,
     now: datetime.datetime | None = None,
+    store: str = MAIN_STORE,
 ) -> VerifyReport:
     """Audit these groups (none: every online group that is not deprecated); `sample` None is every entity."""
     started = time.monotonic()
@@ -188,9 +190,8 @@ def verify(
     if examples < 0:
         raise UsageError("Option --examples", f"{examples} is less than none", hint="write 0 or more")
     snapshot, at = place.applied(), now_us(now)
-    audits = [_Audit.of(place, snapshot, group, examples=examples, now=at) for group in online_groups(snapshot, groups)]
-    with open_redis(audits[0].address if audits else online_address(place)):  # refuses before any Spark job runs
-        pass
+    there, chosen = in_generation(at_store(place, store)), online_groups(snapshot, groups)
+    audits = [_Audit.of(there, snapshot, group, examples=examples, now=at) for group in chosen]
     for audit in audits:
         with step(f"verify {audit.group.name}"), data_errors(f"FeatureGroup '{audit.group.name}'"), online_errors():
             _look_at_entities(audit, sample=sample, seed=seed)
@@ -540,6 +541,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"entities to name of each verdict and group (default: {EXAMPLES})",
     )  # fmt: skip
     parser.add_argument("--no-newer", action="store_true", help="nothing else writes: a newer value is a fault, too")
+    arguments.add_store(parser)
     arguments.add_now(parser, "judge by the rows and ttl of this time (default: the clock)")
 
 
@@ -552,6 +554,7 @@ def run(place: Place, args: argparse.Namespace) -> VerifyReport:
         examples=args.examples,
         no_newer=args.no_newer,
         now=args.now,
+        store=args.store,
     )
 
 

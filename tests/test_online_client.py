@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -550,10 +550,11 @@ def counting_proxy(target: RedisAddress) -> Iterator[tuple[RedisAddress, list[st
     turns: list[str] = []
 
     def pump(name: str, source_socket: socket.socket, sink: socket.socket) -> None:
-        while chunk := source_socket.recv(1 << 20):
-            if not turns or turns[-1] != name:
-                turns.append(name)
-            sink.sendall(chunk)
+        with suppress(OSError):  # the other direction has closed both
+            while chunk := source_socket.recv(1 << 20):
+                if not turns or turns[-1] != name:
+                    turns.append(name)
+                sink.sendall(chunk)
 
     def serve(listening: socket.socket) -> None:
         with closing(listening.accept()[0]) as client, socket.socket(socket.AF_UNIX) as server:
