@@ -44,6 +44,7 @@ EXTRAS = {
         "hypothesis",  # rules of time and the codec are held against plain loops
         "chispa",  # compares DataFrames and shows the rows that differ
         "duckdb",  # the single-node engine that benchmarks are held against
+        "cryptography",  # certificates for TLS; azure-identity brings it too
         "packaging",  # reads the requirements above against the lock file
     ],
     "dev": [

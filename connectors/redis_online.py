@@ -596,6 +596,8 @@ def _explain(error: RedisError) -> tuple[str, str]:
     if isinstance(error, redis.ConnectionError):
         if isinstance(error.__cause__ or error.__context__, socket.gaierror):
             return "the host name is unknown", "correct the host in the profile, or look at the name server"
+        if "certificate verify failed" in text.lower():
+            return "its certificate is not trusted", "add ?ssl_ca_certs=FILE to the url, with who signed it"
         if "refused" in text or "No such file" in text:
             return "the connection is refused", "start the server, or correct the address in the profile"
         return "the connection broke", "look into the server's log, then run it again: a repeated load is harmless"
