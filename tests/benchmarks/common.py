@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+from connectors import embedded_redis
 from jobs.place import Place
 from jobs.settings import OnlineSettings, Settings, SparkSettings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FEAST = "feast[redis,spark]==0.67.0"
+FEAST = "feast[duckdb,redis,spark]==0.67.0"
 MEMORY = "3g"  # of the JVM; with its Python workers it stays within 4 GiB
 
 
@@ -97,22 +103,41 @@ def _resident(root: int) -> int:
 def feast_python() -> Path:
     """The interpreter of an environment with Feast in it, which is made when it is first asked for."""
     folder = ROOT / "build" / "feast"
-    if not (folder / "installed").is_file():
+    installed = folder / "installed"
+    if not installed.is_file() or installed.read_text() != FEAST:
         progress(f"installing {FEAST} into {folder}")
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", FEAST], check=True)
-        (folder / "installed").touch()
+        installed.write_text(FEAST)
     return folder / "bin" / "python"
 
 
-def feast_seconds(what: str, folder: Path, *args: int) -> list[float]:
+def told_by_feast(what: str, folder: Path, *args: object) -> Any:
     """What feast_peer.py measures, in a process of its own."""
     script = Path(__file__).parent / "feast_peer.py"
     command = [str(feast_python()), str(script), what, str(folder), *map(str, args)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-    found: list[float] = json.loads(told.splitlines()[-1])
-    return found
+    return json.loads(told.splitlines()[-1])
+
+
+@contextmanager
+def redis_on_tcp(folder: Path) -> Iterator[int]:
+    """The embedded server's binary with its settings on a port, for those who know no unix sockets."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    folder.mkdir(parents=True)
+    server = embedded_redis.executable()
+    options = {"port": port, "bind": "127.0.0.1", "save": "", "dir": folder, "hash-max-ziplist-value": 1024}
+    command = [str(server), *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        with redis.Redis("127.0.0.1", port, retry=Retry(ConstantBackoff(0.1), 100)) as client:
+            client.ping()
+        yield port
+    finally:
+        process.kill()
+        process.wait()
 
 
 def rounded(value: Any) -> Any:

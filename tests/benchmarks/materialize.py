@@ -7,7 +7,8 @@
 that reads no table, encodes nothing and compares nothing. `redis_py` is what one writes first: foreachPartition, each
 row packed by struct, pipelines of 1,000 HSETs. All write the same keys and values into the same Redis, which is emptied
 before each; the numbers of keys and the bytes of a sample are compared after each. `again` loads once more what is
-there: every value is compared, and found to be there. `cluster` is three servers of a Redis Cluster. `job` is the whole
+there: every value is compared, and found to be there. `feast` is Feast's materialize of a tenth of the entities, in
+entities a second. `cluster` is three servers of a Redis Cluster. `job` is the whole
 verb over ten rows of history an entity, `one_percent` the verb after a hundredth of the entities got a new row. The
 last line is one JSON object; times are seconds, medians, and the first round is not counted.
 """
@@ -49,7 +50,7 @@ from jobs.online_load import load_rows, partition_load  # noqa: E402
 from jobs.place import Place, time_of  # noqa: E402
 from jobs.settings import OnlineSettings  # noqa: E402
 from jobs.transforms.latest import without_limits  # noqa: E402
-from tests.benchmarks.common import place_in, progress, rounded, seconds  # noqa: E402
+from tests.benchmarks.common import place_in, progress, redis_on_tcp, rounded, seconds, told_by_feast  # noqa: E402
 from tests.lab import register  # noqa: E402
 from tests.redis_cluster import Cluster  # noqa: E402
 
@@ -195,6 +196,11 @@ def measured(folder: Path, entities: int) -> dict[str, Any]:
         through_partitions(tables["parquet"], address, entities)
         memory = (server.info("memory")["used_memory"] - before) / entities
     embedded_redis.stop(folder / "redis")
+    progress("Feast")
+    (folder / "online").mkdir()
+    pq.write_table(table.slice(0, entities // 10), folder / "online" / "spend.parquet")
+    with redis_on_tcp(folder / "redis_of_feast") as port:
+        feast = told_by_feast("online", folder, 100, port)
     progress("job")
     times |= job_seconds(folder, entities)
     progress("cluster")
@@ -212,6 +218,8 @@ def measured(folder: Path, entities: int) -> dict[str, Any]:
         "one_percent_vs_full": median["one_percent_delta"] / median["job_delta"],
         "one_percent_vs_full_parquet": median["one_percent_parquet"] / median["job_parquet"],
         "vs_redis_py": median["redis_py"] / median["parquet"],
+        "vs_feast": entities / median["parquet"] / feast["rows_per_second"],
+        "bytes_vs_feast_one_group": memory / feast["bytes_an_entity"],
         "cluster_vs_single": median["parquet"] / cluster,
         "entities_per_second": entities / median["parquet"],
         "bytes_an_entity": memory,

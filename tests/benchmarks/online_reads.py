@@ -4,8 +4,9 @@
     make bench NAME=online_reads ARGS="1000"         the same, with so many requests a round
 
 Bare means redis-py's pipeline of one HMGET per entity, its replies left as bytes. The client's request ends in Python
-values by name, `get(...).dicts()`. Both draw the same entities and take turns by
-the request, so that whatever else the machine does meets both alike. The last line is one JSON object; times are
+values by name, `get(...).dicts()`. Both draw the same entities and take turns by the request, so that whatever else the
+machine does meets both alike. `feast` is Feast's get_online_features(...).to_dict() of the same features, in a process
+of its own. Bytes are the memory of Redis for an entity's 44 features. The last line is one JSON object; times are
 microseconds.
 """
 
@@ -26,6 +27,7 @@ sys.path[0] = str(ROOT)  # the script's own folder has modules named as ours
 
 import numpy as np  # noqa: E402 - the path comes first
 import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
 import redis  # noqa: E402
 
 from connectors import codec, embedded_redis  # noqa: E402
@@ -41,7 +43,7 @@ from feature_defs import (  # noqa: E402
     data_types,
 )
 from feature_defs.model import Definitions  # noqa: E402
-from tests.benchmarks.common import progress, rounded  # noqa: E402
+from tests.benchmarks.common import progress, redis_on_tcp, rounded, told_by_feast  # noqa: E402
 from tests.lab import checked  # noqa: E402
 
 ROUNDS = 5
@@ -67,8 +69,8 @@ def plan_of(found: Definitions, address: RedisAddress) -> ServicePlan:
     return service_plan("Service 'churn'", found, parts, key_prefix=address.key_prefix)
 
 
-def load(found: Definitions, address: RedisAddress, entities: int = ENTITIES) -> None:
-    """Every entity's row of every group, as materialize writes it."""
+def load(found: Definitions, address: RedisAddress, entities: int = ENTITIES, *, folder: Path | None = None) -> None:
+    """Every entity's row of every group, as materialize writes it; as Parquet too, where a folder is given."""
     draw, now_us = np.random.default_rng(7), time.time_ns() // 1000
     ids = pa.array([f"CUST{number:08d}" for number in range(entities)])
     types = [data_types.parse("string")]
@@ -86,7 +88,11 @@ def load(found: Definitions, address: RedisAddress, entities: int = ENTITIES) ->
                 else:
                     columns[feature.name] = LEVELS[draw.integers(0, 4, entities)]
             schema = codec.ValueSchema.of_group(group)
-            values = codec.encode(pa.table(columns), schema, definition=1)
+            table = pa.table(columns)
+            values = codec.encode(table, schema, definition=1)
+            if folder is not None:
+                (folder / "online").mkdir(exist_ok=True)
+                pq.write_table(table.add_column(0, "customer_id", ids), folder / "online" / f"{group.name}.parquet")
             field = codec.field_name(group.name, group.version)
             pipeline = server.pipeline(transaction=False)
             for key, value in zip(keys.to_pylist(), values.to_pylist(), strict=True):
@@ -106,12 +112,15 @@ def bare(client: redis.Redis, found: Definitions) -> Callable[[list[str]], objec
     return read
 
 
-def measured(address: RedisAddress, requests: int) -> dict[str, Any]:
+def measured(folder: Path, address: RedisAddress, requests: int) -> dict[str, Any]:
     found = definitions()
     progress("loading")
-    load(found, address)
+    with redis.Redis.from_url(address.url) as server:
+        before = server.info("memory")["used_memory"]
+        load(found, address, folder=folder)
+        bytes_an_entity = (server.info("memory")["used_memory"] - before) / ENTITIES
     plan = plan_of(found, address)
-    told: dict[str, Any] = {"groups": 4, "features": 44, "entities": ENTITIES}
+    told: dict[str, Any] = {"groups": 4, "features": 44, "entities": ENTITIES, "bytes_an_entity": bytes_an_entity}
     with redis.Redis.from_url(address.url, protocol=2) as server, OnlineClient(plan, address) as client:
         hmget = bare(server, found)
         ways: dict[str, Callable[[list[str]], object]] = {
@@ -132,6 +141,13 @@ def measured(address: RedisAddress, requests: int) -> dict[str, Any]:
                 told[f"client_p{p}_vs_hmget_{size}"] = ratio
     progress("asyncio")
     told["async_1"], told["async_requests_per_second"] = asyncio.run(concurrent(plan, address, requests))
+    progress("Feast")
+    with redis_on_tcp(folder / "redis_of_feast") as port:
+        told["feast"] = feast = told_by_feast("online", folder, requests, port)
+    told["bytes_vs_feast"] = bytes_an_entity / feast["bytes_an_entity"]
+    for count in (1, 100):
+        told[f"client_vs_feast_{count}"] = feast[f"p50_{count}"] / told[f"client_{count}"]["p50"]
+    told["client_vs_feast"] = min(told["client_vs_feast_1"], told["client_vs_feast_100"])
     found_: dict[str, Any] = rounded(told)
     return found_
 
@@ -178,9 +194,9 @@ def percentile(times: list[float], p: int) -> float:
 def main(requests: int) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="tidemark-reads-"))
     try:
-        return measured(embedded_redis.start(folder), requests)
+        return measured(folder, embedded_redis.start(folder / "redis"), requests)
     finally:
-        embedded_redis.stop(folder)
+        embedded_redis.stop(folder / "redis")
         shutil.rmtree(folder)
 
 

@@ -36,7 +36,7 @@ from feature_defs import Entity, Feature, FeatureGroup, Service, Source  # noqa:
 from jobs.compute import compute  # noqa: E402
 from jobs.place import Place  # noqa: E402
 from jobs.training_set import training_set  # noqa: E402
-from tests.benchmarks.common import feast_seconds, in_folder, place_in, progress, rounded, seconds, watched_memory  # noqa: E402
+from tests.benchmarks.common import in_folder, place_in, progress, rounded, seconds, told_by_feast, watched_memory  # noqa: E402
 from tests.lab import register  # noqa: E402
 
 T0 = int(datetime(2023, 11, 14, tzinfo=timezone.utc).timestamp()) * 1_000_000
@@ -224,7 +224,7 @@ def measured(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
     hashes["join_max_by"] = row_hash(engine, f"'{folder}/max_by/*.parquet'", 4)
     progress("a process of its own, and Feast")
     cold = statistics.median(seconds(lambda: in_a_process(folder)) for _ in range(rounds))
-    feast = feast_seconds("join", folder, 4, rounds + 1)
+    feast = told_by_feast("join", folder, 4, rounds + 1)
     hashes_of_quarter = {
         row_hash(engine, cases["quarter"].result, 4),
         row_hash(engine, f"'{folder}/feast/out/*.parquet'", 4, time="event_timestamp"),
