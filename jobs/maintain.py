@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from connectors.file_store import open_file_store
+from connectors.lakes import joined
 from connectors.pins import FoundPin, read_pins
 from connectors.table_maintenance import Upkeep, maintain_table
 from feature_defs import durations
 from feature_defs.errors import EXIT_DONE, TidemarkError, UsageError
 from feature_defs.model import EVENT_TIME, FeatureGroup
 from jobs import arguments
-from jobs.place import Place, chosen_groups, new_run, now_us
+from jobs.place import LOAD_WORK, Place, chosen_groups, new_run, now_us, online_folder
 from jobs.quality import quarantine_in_force
 from jobs.report import counted, step, table
 
@@ -92,6 +93,7 @@ def maintain(
     run, moment, kept_us = new_run(), now_us(now), _retention_us(retention)
     chosen = _chosen(place, groups)
     living, dropped, drafts = _pins(place, moment - kept_us, dry_run=dry_run)
+    loads = sum(_remove_load_work(place, group, moment - kept_us, dry_run=dry_run) for group in chosen)
     done: list[MaintainedTable] = []
     failed: list[TidemarkError] = []
     for group in chosen:
@@ -135,7 +137,7 @@ def maintain(
         tables=tuple(done),
         pins_dropped=dropped,
         bytes_freed=sum(one.bytes_freed for one in done),
-        leftovers=drafts + sum(one.leftovers for one in done),
+        leftovers=drafts + loads + sum(one.leftovers for one in done),
         failed=tuple(map(str, failed)),
         seconds=round(time.monotonic() - started, 3),
         exit_code=failed[0].exit_code if failed else EXIT_DONE,
@@ -188,6 +190,21 @@ def _remove_drafts(place: Place, pin: FoundPin, since_us: int, *, dry_run: bool)
         if not dry_run:
             files.delete(uri)
     return count
+
+
+def _remove_load_work(place: Place, group: FeatureGroup, since_us: int, *, dry_run: bool) -> int:
+    """What a killed load had set aside."""
+    folder = online_folder(place, group)
+    files = open_file_store(folder)
+    newest: dict[str, int] = {}
+    for file in files.list_files(folder):
+        work, _, inner = file.path.partition("/")
+        if inner and work.startswith(LOAD_WORK):
+            newest[work] = max(file.modified_us, newest.get(work, 0))
+    old = [work for work, modified_us in newest.items() if modified_us < since_us]
+    for work in old if not dry_run else ():
+        files.delete(joined(folder, work))
+    return len(old)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

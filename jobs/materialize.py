@@ -33,7 +33,7 @@ from jobs.joining import keeping
 from jobs.load_work import FIRST_LOAD, Loading
 from jobs.online_address import at_store, in_generation, online_address, store_names
 from jobs.online_load import LoadCounts, load_rows, partition_load, writers_for
-from jobs.place import Place, new_run, now_us, online_groups, time_of
+from jobs.place import LOAD_WORK, Place, new_run, now_us, online_folder, online_groups, time_of
 from jobs.report import counted, step, table
 from jobs.settings import MAIN_STORE
 from jobs.verify import verify
@@ -233,12 +233,12 @@ def _load(place: Place, name: str, run: _Run, group: FeatureGroup) -> LoadedGrou
     snapshot, address = run.snapshot, online_address(place)
     source, version = place.computed(snapshot, group)
     definition, field = snapshot.since[group.name], codec.field_name(group.name, group.version)
-    folder = _receipts(place, group)
+    folder = online_folder(place, group)
     of_store = run.name if name == MAIN_STORE else f"{run.name}-{name}"
     with open_redis(address) as store:
         receipt = _last_receipt(store, place, group)
     wanted = group_join(group, snapshot.definitions, group.features)
-    with keeping(joined(folder, f"_work.{of_store}")) as keep:
+    with keeping(joined(folder, LOAD_WORK + of_store)) as keep:
         work = Loading(source, version, wanted, definition, run.now_us).work(receipt, full=run.full, keep=keep)
         counts = LoadCounts()
         if work.rows is not None:
@@ -308,11 +308,7 @@ def dry_run(
 
 def _last_receipt(store: RedisOnlineStore, place: Place, group: FeatureGroup) -> Receipt | None:
     last = store.last_load(codec.field_name(group.name, group.version))
-    return read_receipt(_receipts(place, group), last) if last else None
-
-
-def _receipts(place: Place, group: FeatureGroup) -> str:
-    return place.lakes.uri(place.table_path(group)) + "_online"
+    return read_receipt(online_folder(place, group), last) if last else None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # Spark is imported when a session is opened: check, plan and
 
     from connectors.offline_tables import OfflineTable
 
+LOAD_WORK = "_work."  # what a load sets aside beside its receipts begins so
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 
 
@@ -124,6 +125,11 @@ def online_groups(snapshot: Snapshot, names: Sequence[str]) -> list[FeatureGroup
         hint = "set online=True in its definition and apply it"
         raise UsageError(f"FeatureGroup '{offline[0]}'", "is not online", hint=hint)
     return [group for group in chosen if group.online]
+
+
+def online_folder(place: Place, group: FeatureGroup) -> str:
+    """Where the receipts of a group's loads are: beside its table."""
+    return place.lakes.uri(place.table_path(group)) + "_online"
 
 
 def find_service(place: Place, name: str) -> tuple[Snapshot, Service]:

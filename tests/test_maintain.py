@@ -213,15 +213,21 @@ def test_delta_dataset_pins_as_long_as_one_of_its_commits_names_the_run(original
 def test_leftovers_go_when_they_are_older_than_the_retention(aged: Place) -> None:
     """A folder that a running job writes to, however long ago it began, is not touched."""
     table = local_path(aged.table(in_parquet).uri)
-    work = local_path(aged.lakes.uri("lake://work"))
+    work, loads = local_path(aged.lakes.uri("lake://work")), Path(f"{table}_online")
     run = read_pins(aged.lakes, aged.settings.offline)[0].pin.run
     old = [
         table / "data" / "dead" / "part-0.parquet",
         table / "data" / "dead" / "_temporary" / "0" / "part-1.parquet",
         table / "_tidemark" / "._draft",
         work / f"._out.{run}" / "part-0.parquet",
+        loads / "_work.dead" / "0" / "part-0.parquet",
     ]
-    young = [table / "data" / "running" / "_temporary" / "part-0.parquet", table / "_tidemark" / "._now"]
+    young = [
+        table / "data" / "running" / "_temporary" / "part-0.parquet",
+        table / "_tidemark" / "._now",
+        loads / "_work.running" / "0" / "part-0.parquet",
+        loads / "20260101T000000000-aaaaaa.json",
+    ]
     slow = table / "data" / "running" / "part-0.parquet"
     for path in (*old, *young, slow):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +237,7 @@ def test_leftovers_go_when_they_are_older_than_the_retention(aged: Place) -> Non
     report = maintain(aged, ["in_parquet"])
     assert [path for path in old if path.exists()] == []
     assert [path for path in (*young, slow) if not path.exists()] == []
-    assert report.leftovers == 3
+    assert report.leftovers == 4
     assert told(report, "in_parquet/v1").notes == ("not compacted: another run has been writing within the hour",)
     assert not (table / "data" / "dead").exists()
     assert contents(aged, in_parquet) == expected(aged, in_parquet, 3)
