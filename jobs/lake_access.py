@@ -109,6 +109,11 @@ def hadoop_conf(settings: Settings) -> dict[str, str]:
     return found
 
 
+def hadoop_user(settings: Settings) -> str:
+    """Who Spark is on HDFS: it has one name for all of them."""
+    return next((hdfs.user for hdfs in settings.hdfs.values() if hdfs.user and not hdfs.kerberos), "")
+
+
 def _abfs_conf(host: str, adls: AdlsSettings) -> dict[str, str]:
     def own(**values: str) -> dict[str, str]:
         return {f"fs.azure.{key.replace('__', '.')}.{host}": value for key, value in values.items()}

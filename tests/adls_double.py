@@ -30,6 +30,8 @@ ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # published
 FOLDER = "hdi_isfolder"
 Query = Mapping[str, str]
+_OWN_HEADERS = ("transfer-encoding", "connection", "keep-alive", "content-length", "server", "date")
+_ACL = "user::rwx,group::r-x,other::---"
 
 
 class Refused(Exception):
@@ -195,7 +197,7 @@ class _Request(BaseHTTPRequestHandler):
         content = found.read()
         self.send_response(found.status)
         for name, value in found.getheaders():
-            if name.lower() not in ("transfer-encoding", "connection", "keep-alive", "content-length", "server", "date"):
+            if name.lower() not in _OWN_HEADERS:
                 self.send_header(name, value)
         self.send_header("Content-Length", found.getheader("Content-Length") or str(len(content)))
         self.end_headers()
@@ -218,16 +220,16 @@ class _Request(BaseHTTPRequestHandler):
         return [blob.name for blob in self.container.list_blobs(name_starts_with=f"{path}/")]
 
     def make_folders(self, path: str) -> None:
-        parts = path.split("/")[:-1]
+        parts, missing = path.split("/")[:-1], []
         for count in range(len(parts), 0, -1):
-            folder = "/".join(parts[:count])
-            there = self.found(folder)
-            if there is None:
-                self.container.upload_blob(folder, b"", metadata={FOLDER: "true"})
-            elif is_folder(there):
-                return
-            else:
+            there = self.found(folder := "/".join(parts[:count]))
+            if there is not None and not is_folder(there):
                 raise Refused(409, "PathAlreadyExists")
+            if there is not None:
+                break
+            missing.append(folder)
+        for folder in missing:
+            self.container.upload_blob(folder, b"", metadata={FOLDER: "true"})
 
     def check_conditions(self, there: BlobProperties | None) -> None:
         if self.headers.get("If-None-Match") == "*" and there is not None:
@@ -248,9 +250,10 @@ class _Request(BaseHTTPRequestHandler):
             return self.answer(201)
         there = self.container.get_container_properties()
         if self.command != "GET":
-            owned = {"x-ms-owner": "$superuser", "x-ms-group": "$superuser", "x-ms-acl": "user::rwx,group::r-x,other::---"}
-            told = {"x-ms-namespace-enabled": "true", "x-ms-permissions": "rwxr-x---", "x-ms-resource-type": "directory"}
-            return self.answer(200, {**owned, **told, "Last-Modified": format_datetime(there.last_modified, usegmt=True)})
+            told = {"x-ms-namespace-enabled": "true", "x-ms-resource-type": "directory", "x-ms-acl": _ACL}
+            owned = {"x-ms-owner": "$superuser", "x-ms-group": "$superuser", "x-ms-permissions": "rwxr-x---"}
+            changed = format_datetime(there.last_modified, usegmt=True)
+            return self.answer(200, {**told, **owned, "Last-Modified": changed})
         return self.on_list(query)
 
     def on_list(self, query: Query) -> None:
@@ -360,8 +363,8 @@ class _Request(BaseHTTPRequestHandler):
             "x-ms-owner": "$superuser",
             "x-ms-group": "$superuser",
             "x-ms-permissions": entry(there)["permissions"],
-            "x-ms-acl": "user::rwx,group::r-x,other::---",
-            "x-ms-properties": ",".join(f"{n}={base64.b64encode(v.encode('latin-1')).decode()}" for n, v in own.items()),
+            "x-ms-acl": _ACL,
+            "x-ms-properties": ",".join(f"{n}={base64.b64encode(v.encode()).decode()}" for n, v in own.items()),
         }
         self.answer(200, {**stamped(there), **told})
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from connectors.redis_online import RedisAddress
+    from tests.emulator import Emulator
+    from tests.hdfs_daemons import Hdfs
 
 SPARK_CONF = {
     "spark.driver.host": "127.0.0.1",
@@ -88,6 +90,30 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisAddress]:
     folder = tmp_path_factory.mktemp("redis")
     yield embedded_redis.start(folder)
     embedded_redis.stop(folder)
+
+
+@pytest.fixture(scope="session")
+def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hdfs]:
+    """A NameNode and two DataNodes; who kills one starts it again."""
+    from tests.hdfs_daemons import Hdfs
+
+    daemons = Hdfs(tmp_path_factory.mktemp("hdfs"))
+    try:
+        daemons.start()
+        yield daemons
+    finally:
+        daemons.stop()
+
+
+@pytest.fixture(scope="session")
+def adls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """The blob emulator as an ADLS Gen2 account, whose key is in the environment."""
+    from tests.emulator import KEY, emulator
+    from tests.lake_kinds import SECRET
+
+    with emulator(tmp_path_factory.mktemp("adls")) as started, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SECRET, KEY)
+        yield started
 
 
 @pytest.fixture(scope="session")

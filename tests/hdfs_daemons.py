@@ -33,14 +33,19 @@ log4j.appender.console.layout.ConversionPattern=%d{ISO8601} %p %c{2}: %m%n
 """
 
 
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as found:
+        return int(found.getsockname()[1])
+
+
 @dataclass
 class Hdfs:
     """Every daemon keeps its folder and, but for DataNodes, its ports when it is started again."""
 
     folder: Path
     data_nodes: int = 2
-    rpc: int = field(default_factory=lambda: free_port())
-    http: int = field(default_factory=lambda: free_port())
+    rpc: int = field(default_factory=free_port)
+    http: int = field(default_factory=free_port)
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -54,10 +59,11 @@ class Hdfs:
     def start(self) -> None:
         check_java()
         self._configure()
-        self._run("format", "namenode.NameNode", "-format", "-nonInteractive", "-force").wait(_START_SECONDS)
-        self.start_name_node()
-        for number in range(self.data_nodes):
+        formatting = self._run("format", "namenode.NameNode", "-format", "-nonInteractive", "-force")
+        for number in range(self.data_nodes):  # they wait for the NameNode
             self.start_data_node(number)
+        formatting.wait(_START_SECONDS)
+        self.start_name_node()
         self.wait()
 
     def stop(self) -> None:
@@ -130,11 +136,6 @@ class Hdfs:
             items = (f"<property><name>{key}</name><value>{value}</value></property>" for key, value in values.items())
             (conf / name).write_text(f"<configuration>{''.join(items)}</configuration>")
         (conf / "log4j.properties").write_text(_LOG4J)
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as found:
-        return int(found.getsockname()[1])
 
 
 def until(holds: Callable[[], bool], seconds: float = _START_SECONDS) -> None:
