@@ -90,7 +90,8 @@ class Place:
         return FittedValues(open_file_store(root), root)
 
     def table_path(self, group: FeatureGroup) -> str:
-        return joined(self.settings.offline, group.name, f"v{group.version}")
+        base = self.settings.tables.get(group.name, self.settings.offline)
+        return joined(base, group.name, f"v{group.version}")
 
 
 def open_place(profile: str | None = None) -> Place:

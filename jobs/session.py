@@ -26,9 +26,10 @@ from jobs.settings import Settings, SparkSettings, coordinates
 DELTA_JARS = ("io.delta:delta-spark_4.2_2.13:4.4.0", "io.delta:delta-storage:4.4.0")
 # An exclusion holds for all that is asked for in one go, so none of these may match a driver or a user's own package.
 _NOT_WITH_THEM = (
-    "com.fasterxml.*:*", "com.github.luben:*", "com.google.code.*:*", "io.delta:delta-kernel-*", "io.unitycatalog:*",
-    "org.antlr:*", "org.apache.hadoop:hadoop-client-*", "org.apache.logging.*:*", "org.apache.parquet:*",
-    "org.roaringbitmap:*", "org.slf4j:*",
+    "com.fasterxml.*:*", "com.github.luben:*", "com.google.code.*:*", "com.microsoft.azure:*",
+    "io.delta:delta-kernel-*", "io.unitycatalog:*", "org.antlr:*", "org.apache.hadoop:hadoop-client-*",
+    "org.apache.httpcomponents:*", "org.apache.logging.*:*", "org.apache.parquet:*", "org.roaringbitmap:*",
+    "org.slf4j:*",
 )  # fmt: skip
 _JOINED = ("spark.jars", "spark.jars.packages", "spark.jars.excludes")  # lists of ours and of the profile
 _JAVA_HINT = (
@@ -41,6 +42,8 @@ _JAVA_HINT = (
 _ALWAYS = {"spark.sql.session.timeZone": "UTC", "spark.sql.ansi.enabled": "true"}
 # Spark asks for a batch's bytes at every row, which takes as long as handing the row to Python does.
 _FASTER = {"spark.sql.execution.arrow.maxBytesPerBatch": str(2**31 - 1)}
+# Of a query's settings Spark's pages show all but what matches; the usual pattern lets an account's key through.
+_REDACTED, _SECRETS = "spark.sql.redaction.options.regex", r"(?i)url|^fs\.azure\..*(key|secret|token)"
 _DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
@@ -74,9 +77,12 @@ def open_session(settings: Settings, *, app: str = "tidemark") -> SparkSession:
 
 
 def _with_lakes(session: SparkSession, settings: Settings) -> SparkSession:
-    """Addresses and credentials of the lakes, in the session and nowhere else: not on a command line, not in the
-    settings that Spark's pages show. Serverless compute refuses them and reaches lakes by its catalog."""
-    for key, value in hadoop_conf(settings).items():
+    """Addresses and credentials of the lakes, in the session alone: no command line and no page of Spark's has them.
+    Serverless compute refuses them, and reaches lakes by its catalog."""
+    conf = hadoop_conf(settings)
+    if conf:
+        conf[_REDACTED] = _SECRETS
+    for key, value in conf.items():
         with suppress(Exception):
             session.conf.set(key, value)
     return session

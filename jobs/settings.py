@@ -118,13 +118,17 @@ class SparkSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """A place: where its lakes and databases are, where definitions are read from, what is online, how Spark starts."""
+    """A place: where its lakes and databases are, where definitions are read from, what is online, how Spark starts.
+
+    `tables` are the groups whose offline tables are not below `offline`, each with the lake path they are below.
+    """
 
     name: str
     definitions: str
     lakes: Mapping[str, str]
     registry: str = "lake://features/_registry"
     offline: str = "lake://features"
+    tables: Mapping[str, str] = field(default_factory=dict)
     online: OnlineSettings = field(default_factory=OnlineSettings)
     spark: SparkSettings = field(default_factory=SparkSettings)
     databases: Mapping[str, DatabaseSettings] = field(default_factory=dict)
@@ -213,6 +217,8 @@ def _overridden(document: Mapping[str, Any], environment: Mapping[str, str]) -> 
         name = variable.removeprefix(ENVIRONMENT).lower()
         if name.startswith("lakes_"):
             table, key, value = "lakes", name.removeprefix("lakes_"), _from_here(text)
+        elif name.startswith("tables_"):
+            table, key, value = "tables", name.removeprefix("tables_"), text
         elif found := _named_key(name):
             table, item, key, kind = found
             of_name = merged.setdefault(table, {})
@@ -305,6 +311,10 @@ def _located(settings: Settings, path: Path) -> Settings:
     if online.password and not online.password.startswith(("env:", "scope:")):
         hint = 'set password = "env:NAME" (an environment variable) or "scope:SCOPE/KEY" (a Databricks secret scope)'
         raise UsageError(subject, "online.password is a literal; secrets are never in a profile", hint=hint)
+    for group, lake_path in settings.tables.items():
+        if not lake_path.startswith("lake://"):
+            problem = f"tables.{group} '{lake_path}' is not a lake path"
+            raise UsageError(subject, problem, hint=f'{group} = "lake://NAME/path"')
     for name, database in settings.databases.items():
         _check_database(database, f"databases.{name}", subject)
     for name, hdfs in settings.hdfs.items():
@@ -318,6 +328,7 @@ def _located(settings: Settings, path: Path) -> Settings:
         lakes={name: _lake_uri(folder, base) for name, base in settings.lakes.items()},
         registry=settings.registry,
         offline=settings.offline,
+        tables=settings.tables,
         online=replace(online, folder=str((folder / online.folder).resolve()) if online.folder else ""),
         spark=replace(spark, log_config=str((folder / spark.log_config).resolve()) if spark.log_config else ""),
         databases=settings.databases,

@@ -32,6 +32,7 @@ SPARK_CONF = {
     "spark.sql.shuffle.partitions": "2",
     "spark.databricks.delta.snapshotPartitions": "1",
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
+    "spark.hadoop.fs.azure.networking.library": "JDK_HTTP_URL_CONNECTION",  # the other one knows https alone
 }
 
 
@@ -60,7 +61,9 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     conf = {**SPARK_CONF, "spark.sql.warehouse.dir": str(folder), "spark.local.dir": str(folder)}
     if (jar := sqlite_jar()).is_file():
         conf["spark.jars"] = str(jar)
-    session = open_session(settings_in(folder, spark=SparkSettings(master="local[2]", conf=conf)))
+    settings = settings_in(folder, spark=SparkSettings(master="local[2]", conf=conf))
+    lakes = {**settings.lakes, "cloud": "abfs://lake@devstoreaccount1.dfs.core.windows.net"}  # brings the driver's jars
+    session = open_session(dataclasses.replace(settings, lakes=lakes))
     yield session
     session.stop()
 
