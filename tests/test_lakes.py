@@ -84,7 +84,11 @@ def test_one_training_set_joins_groups_of_both_lakes(hybrid: Place, table: Table
         assert dataset.pandas()["amount"].sum() == 5.0
         print(out_format, time.monotonic() - started)
 
-    files = [file.path for name in ("features", "cloud") for file in hybrid.table(spend).files.list_files(uri(f"lake://{name}"))]
+    files = [
+        file.path
+        for name in ("features", "cloud")
+        for file in hybrid.table(spend).files.list_files(uri(f"lake://{name}"))
+    ]
     print(files)
 
 
