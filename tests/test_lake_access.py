@@ -41,6 +41,12 @@ secret = "env:TIDEMARK_ACME"
 kind = "none"
 """
 HOST = "acme.dfs.core.windows.net"
+COMMITTERS = {
+    f"mapreduce.outputcommitter.factory.scheme.{scheme}": (
+        "org.apache.hadoop.mapreduce.lib.output.FileOutputCommitterFactory"
+    )
+    for scheme in ("abfs", "abfss")
+}
 
 
 def test_hdfs_and_adls_are_read_into_their_settings(tmp_path: Path) -> None:
@@ -203,6 +209,7 @@ def test_spark_is_told_the_same_in_hadoops_words(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("TIDEMARK_ACME", "hunter2")
     settings = read(tmp_path, PROFILE, TIDEMARK_ACME="hunter2")
     assert hadoop_conf(settings) == {
+        **COMMITTERS,
         f"fs.azure.account.auth.type.{HOST}": "SharedKey",
         f"fs.azure.account.key.{HOST}": "hunter2",
         "dfs.nameservices": "main",
@@ -235,7 +242,7 @@ def test_every_way_to_sign_in_reaches_spark(
 ) -> None:
     monkeypatch.setenv("S", "?sv=1&sig=x")
     settings = Settings(name="test", definitions=".", lakes={"a": f"abfss://a@{HOST}/x"}, adls={"acme": adls})
-    assert hadoop_conf(settings) == {f"fs.azure.{key}.{HOST}": value for key, value in expected.items()}
+    assert hadoop_conf(settings) == COMMITTERS | {f"fs.azure.{key}.{HOST}": v for key, v in expected.items()}
 
 
 def test_two_pairs_of_namenodes_are_both_named() -> None:
