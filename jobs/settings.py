@@ -33,6 +33,7 @@ _PATHS = (("", "definitions"), ("online", "folder"), ("spark", "log_config"))
 _SCALARS = (str, bool, float, int)
 ONLINE_KINDS = ("embedded", "redis", "none")
 MAIN_STORE = "online"  # the name of the store of [online]
+ADLS_NEEDS = {"key": ("secret",), "sas": ("secret",), "principal": ("tenant", "client", "secret"), "identity": ()}
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,37 @@ class DatabaseSettings:
 
 
 @dataclass(frozen=True)
+class HdfsSettings:
+    """An HDFS, by the host or the nameservice in its URIs. Several addresses, separated by commas, are an HA pair.
+
+    `webhdfs` are the NameNodes' HTTP addresses; `namenodes` their RPC ones, which Spark needs of a pair. `kerberos`
+    takes the ticket of the process. `timeout_seconds`: how long a cluster that does not answer is tried.
+    """
+
+    webhdfs: str
+    namenodes: str = ""
+    user: str = ""
+    kerberos: bool = False
+    timeout_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class AdlsSettings:
+    """An ADLS Gen2 account and how to sign in: by its key, a SAS, an Entra principal or the machine's own identity.
+
+    `secret` only names one: the key, the SAS, or the principal's. `client` is a principal, or an identity that is not
+    the machine's only one. `endpoint` is where the account is, if not where its URIs say.
+    """
+
+    auth: str = "identity"
+    secret: str = ""
+    tenant: str = ""
+    client: str = ""
+    endpoint: str = ""
+    timeout_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
 class SparkSettings:
     """How a session starts. Empty `master` and `remote` take what is there (Databricks, spark-submit --master).
 
@@ -91,7 +123,8 @@ class SparkSettings:
 class Settings:
     """A place: where its lakes and databases are, where definitions are read from, what is online, how Spark starts.
 
-    Applications here read `online`; `online_stores` are others that are loaded in the same run.
+    Applications here read `online`; `online_stores` are others that are loaded in the same run. `tables` are the groups
+    whose offline tables are not below `offline`, each with the lake path they are below.
     """
 
     name: str
@@ -99,10 +132,13 @@ class Settings:
     lakes: Mapping[str, str]
     registry: str = "lake://features/_registry"
     offline: str = "lake://features"
+    tables: Mapping[str, str] = field(default_factory=dict)
     online: OnlineSettings = field(default_factory=OnlineSettings)
     online_stores: Mapping[str, OnlineSettings] = field(default_factory=dict)
     spark: SparkSettings = field(default_factory=SparkSettings)
     databases: Mapping[str, DatabaseSettings] = field(default_factory=dict)
+    hdfs: Mapping[str, HdfsSettings] = field(default_factory=dict)
+    adls: Mapping[str, AdlsSettings] = field(default_factory=dict)
     file: str = ""
 
 
@@ -186,13 +222,15 @@ def _overridden(document: Mapping[str, Any], environment: Mapping[str, str]) -> 
         name = variable.removeprefix(ENVIRONMENT).lower()
         if name.startswith("lakes_"):
             table, key, value = "lakes", name.removeprefix("lakes_"), _from_here(text)
+        elif name.startswith("tables_"):
+            table, key, value = "tables", name.removeprefix("tables_"), text
         elif found := _named_key(name):
-            table, named, key, kind = found
+            table, item, key, kind = found
             of_name = merged.setdefault(table, {})
-            table_of = of_name.setdefault(named, {}) if isinstance(of_name, dict) else None
+            table_of = of_name.setdefault(item, {}) if isinstance(of_name, dict) else None
             if isinstance(table_of, dict):
                 value = _from_here(text) if ("online", key) in _PATHS else _from_text(kind, text, variable)
-                of_name[named] = {**table_of, key: value}
+                of_name[item] = {**table_of, key: value}
             continue
         elif name in scalars:
             table, key, kind = scalars[name]
@@ -211,13 +249,21 @@ def _overridden(document: Mapping[str, Any], environment: Mapping[str, str]) -> 
     return merged
 
 
-def _named_key(name: str) -> tuple[str, str, str, Any] | None:
+_NAMED = {  # tables of named tables
+    "databases": DatabaseSettings,
+    "online_stores": OnlineSettings,
+    "hdfs": HdfsSettings,
+    "adls": AdlsSettings,
+}
+
+
+def _named_key(variable: str) -> tuple[str, str, str, Any] | None:
     """`databases_shop_fetch_size` -> ("databases", "shop", "fetch_size", int)."""
-    for table, of in (("databases", DatabaseSettings), ("online_stores", OnlineSettings)):
+    for table, of in _NAMED.items():
         for key, kind in get_type_hints(of).items():
-            named = name.removeprefix(f"{table}_").removesuffix(f"_{key}")
-            if kind in _SCALARS and name == f"{table}_{named}_{key}":
-                return table, named, key, kind
+            item = variable.removeprefix(f"{table}_").removesuffix(f"_{key}")
+            if kind in _SCALARS and variable == f"{table}_{item}_{key}":
+                return table, item, key, kind
     return None
 
 
@@ -227,9 +273,10 @@ def _from_here(text: str) -> str:
 
 
 def _is_named_secret(variable: str, merged: Mapping[str, Any]) -> bool:
-    named = [merged.get(table, {}) for table in ("databases", "online_stores")]
-    tables = [merged.get("online", {}), *(one for of in named if isinstance(of, Mapping) for one in of.values())]
-    return any(isinstance(table, Mapping) and table.get("password") == f"env:{variable}" for table in tables)
+    named = [found for table in _NAMED if isinstance(found := merged.get(table), Mapping)]
+    tables = [merged.get("online", {}), *(item for found in named for item in found.values())]
+    told = [table.get(key) for table in tables if isinstance(table, Mapping) for key in ("password", "secret")]
+    return f"env:{variable}" in told
 
 
 def _scalar_keys() -> dict[str, tuple[str, str, Any]]:
@@ -267,8 +314,16 @@ def _located(settings: Settings, path: Path) -> Settings:
             hint = "call it what it is, as in [online_stores.cloud]"
             raise UsageError(subject, f"online_stores.{name} has the name of the store of [online]", hint=hint)
         _check_online(store, f"online_stores.{name}", subject)
+    for group, lake_path in settings.tables.items():
+        if not lake_path.startswith("lake://"):
+            problem = f"tables.{group} '{lake_path}' is not a lake path"
+            raise UsageError(subject, problem, hint=f'{group} = "lake://NAME/path"')
     for name, database in settings.databases.items():
         _check_database(database, f"databases.{name}", subject)
+    for name, hdfs in settings.hdfs.items():
+        _check_hdfs(hdfs, f"hdfs.{name}", subject)
+    for name, adls in settings.adls.items():
+        _check_adls(adls, f"adls.{name}", subject)
     folder = path.parent
     return Settings(
         name=settings.name,
@@ -276,10 +331,13 @@ def _located(settings: Settings, path: Path) -> Settings:
         lakes={name: _lake_uri(folder, base) for name, base in settings.lakes.items()},
         registry=settings.registry,
         offline=settings.offline,
+        tables=settings.tables,
         online=_located_online(settings.online, folder),
         online_stores={name: _located_online(store, folder) for name, store in settings.online_stores.items()},
         spark=replace(spark, log_config=str((folder / spark.log_config).resolve()) if spark.log_config else ""),
         databases=settings.databases,
+        hdfs=settings.hdfs,
+        adls=settings.adls,
         file=str(path),
     )
 
@@ -340,9 +398,42 @@ def _check_database(database: DatabaseSettings, where: str, subject: str) -> Non
             raise UsageError(subject, problem, hint=hint)
 
 
+def _check_hdfs(hdfs: HdfsSettings, where: str, subject: str) -> None:
+    for url in listed_in(hdfs.webhdfs) or [""]:
+        if not re.fullmatch(r"https?://[^/@?\s]+/?", url):
+            hint = 'webhdfs = "http://namenode:9870", of a pair "http://nn1:9870, http://nn2:9870"'
+            found = "holds more than addresses" if "@" in url else f"'{url}' is not the HTTP address of a NameNode"
+            raise UsageError(subject, f"{where}.webhdfs {found}", hint=hint)
+    for address in listed_in(hdfs.namenodes):
+        if not re.fullmatch(r"[^/@:\s]+:\d+", address):
+            hint = 'namenodes = "nn1:8020, nn2:8020"'
+            raise UsageError(subject, f"{where}.namenodes '{address}' is not HOST:PORT", hint=hint)
+
+
+def _check_adls(adls: AdlsSettings, where: str, subject: str) -> None:
+    if adls.auth not in ADLS_NEEDS:
+        hint = near_miss(adls.auth, ADLS_NEEDS) + f"use one of {', '.join(ADLS_NEEDS)}"
+        raise UsageError(subject, f"{where}.auth '{adls.auth}' is not known", hint=hint)
+    for key in ADLS_NEEDS[adls.auth]:
+        if not getattr(adls, key):
+            hint = f"auth {adls.auth} needs {', '.join(ADLS_NEEDS[adls.auth])}"
+            raise UsageError(subject, f"{where}.{key} is missing", hint=hint)
+    if adls.secret and not adls.secret.startswith(("env:", "scope:")):
+        hint = 'set secret = "env:NAME" (an environment variable) or "scope:SCOPE/KEY" (a Databricks secret scope)'
+        raise UsageError(subject, f"{where}.secret is a literal; secrets are never in a profile", hint=hint)
+    if adls.endpoint and not re.fullmatch(r"https?://[^@?\s]+", adls.endpoint):  # nor a SAS behind it
+        hint = 'endpoint = "https://ACCOUNT.dfs.core.windows.net", with nothing behind it'
+        raise UsageError(subject, f"{where}.endpoint is not an address", hint=hint)
+
+
+def listed_in(text: str) -> list[str]:
+    """The parts of a text, which are separated by commas."""
+    return [found for part in text.split(",") if (found := part.strip())]
+
+
 def coordinates(jars: str) -> list[str]:
     """Maven coordinates of a text, separated by commas."""
-    return [coordinate for part in jars.split(",") if (coordinate := part.strip())]
+    return listed_in(jars)
 
 
 def _holds_password(url: str, where: str, subject: str) -> bool:
