@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from feature_defs.errors import LakeError, near_miss
 
 Result = TypeVar("Result")
 _DRAFT = "._"  # what a file's name begins with until all of it is there
+_PIECE = 4 << 20  # of a stream that is written, how much is in memory at once
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class FileStore(Protocol):
 
     def create(self, uri: str, content: bytes) -> None:
         """Write a whole new file; of two creators at once exactly one succeeds and no reader sees half a file."""
+
+    def upload(self, uri: str, source: BinaryIO) -> None:
+        """Write a whole new file from a stream, of any size in bounded memory; as `create`, all or nothing, never over
+        another."""
 
     def rename(self, uri: str, to: str) -> None:
         """Move a file or folder; the target must not exist."""
@@ -80,19 +85,22 @@ class LocalFileStore:
         return _told("read", uri, lambda: local_path(uri).open("rb"))
 
     def create(self, uri: str, content: bytes) -> None:
+        self.upload(uri, io.BytesIO(content))
+
+    def upload(self, uri: str, source: BinaryIO) -> None:
         path = local_path(uri)
 
         def link() -> None:
             _make_folder(path.parent)
-            handle, draft = tempfile.mkstemp(dir=path.parent, prefix=_DRAFT)
+            draft = path.with_name(f"{_DRAFT}{uuid.uuid4().hex}")
             try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content)
+                with draft.open("xb") as file:
+                    shutil.copyfileobj(source, file, _PIECE)
                     file.flush()
                     os.fsync(file.fileno())
                 os.link(draft, path)  # unlike rename, link fails when the name is taken: of two creators one wins
             finally:
-                Path(draft).unlink()
+                draft.unlink(missing_ok=True)
 
         _told("create", uri, link)
 
