@@ -23,9 +23,10 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from connectors.copying import Copier
 from connectors.delta_files import _TO_BASE85
 from connectors.file_store import LocalFileStore, local_path
-from connectors.replication import End
+from connectors.replication import End, Plan, Progress, carry_out, plan_delta
 
 _FROM_BASE85 = {new: old for old, new in _TO_BASE85.items()}
 PROTOCOL = {"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, "readerFeatures": ["deletionVectors"]}}
@@ -152,6 +153,13 @@ def needed_by(folder: Path, adds: Any) -> Iterator[tuple[str, int | None]]:
 
 def end(folder: Path) -> End:
     return End(LocalFileStore(), f"file://{folder}")
+
+
+def bring(source: Path, target: Path, **options: Any) -> Plan:
+    """Replicate one table, from folder to folder."""
+    plan = plan_delta("t", end(source), end(target), **options)
+    carry_out(plan, Copier(plan.source.files, plan.target.files), parallel=3, progress=Progress())
+    return plan
 
 
 def visible(folder: Path) -> list[int]:

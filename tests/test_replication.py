@@ -26,14 +26,14 @@ from connectors.delta_files import deletion_vector_path
 from connectors.file_store import LocalFileStore, local_path
 from connectors.pacing import TokenBucket
 from connectors.pins import Pin, read_pins, write_pin
-from connectors.replication import End, Plan, Progress, carry_out, plan_delta
+from connectors.replication import End, Progress, carry_out, plan_delta
 from feature_defs import Entity, Feature, FeatureGroup, Source
 from feature_defs.errors import LakeError, UsageError
 from jobs.command_line import main
 from jobs.place import Place
 from jobs.replicate import ReplicateReport, replicate
 from tests.conftest import settings_in
-from tests.histories import History, contents, end, visible, what_is_half
+from tests.histories import History, bring, contents, end, visible, what_is_half
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,13 +43,6 @@ in_delta = FeatureGroup("in_delta", entity=customer, source=raw, features=[Featu
 in_parquet = FeatureGroup(
     "in_parquet", entity=customer, source=raw, features=[Feature("m", "bigint")], offline="parquet"
 )
-
-
-def bring(source: Path, target: Path, *, check: str = SAMPLED, **options: Any) -> Plan:
-    """Replicate one table, from folder to folder."""
-    plan = plan_delta("t", end(source), end(target), **options)
-    carry_out(plan, Copier(plan.source.files, plan.target.files, check), parallel=3, progress=Progress())
-    return plan
 
 
 def refused(source: Path, target: Path, **options: Any) -> str:
