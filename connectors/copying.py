@@ -123,7 +123,7 @@ def gone(uri: str) -> LakeError:
 
 
 class _Passing(io.RawIOBase):
-    """A stream that is read once: counts its bytes, sums its pieces, and keeps the rate."""
+    """A stream that counts its bytes, sums its pieces, and keeps the rate; a store may begin again from its start."""
 
     def __init__(self, copier: Copier, file: BinaryIO, uri: str) -> None:
         super().__init__()
@@ -134,6 +134,18 @@ class _Passing(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.size
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if (offset, whence) != (0, io.SEEK_SET):
+            raise io.UnsupportedOperation("a stream that is copied goes back to its start or nowhere")
+        self.size, self._sum, self._whole = self._file.seek(0), 0, []
+        return 0
 
     def read(self, size: int = -1, /) -> bytes:
         try:

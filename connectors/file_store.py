@@ -14,16 +14,17 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
+from connectors.pacing import Patience
 from feature_defs.errors import LakeError, near_miss
 
 Result = TypeVar("Result")
-_DRAFT = "._"  # what a file's name begins with until all of it is there
-_PIECE = 4 << 20  # of a stream that is written, how much is in memory at once
+DRAFT = "._"  # what a file's name begins with until all of it is there
+BLOCK = 8 << 20  # how much of a big file is on its way at once
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class FileStore(Protocol):
     def delete(self, uri: str) -> None:
         """Remove a file or a folder with all it holds; nothing happens when it is missing."""
 
+    def list_drafts(self, uri: str) -> list[FileInfo]:
+        """Files below a folder that were begun and not finished."""
+
 
 class LocalFileStore:
     """`file:` URIs on this machine."""
@@ -69,7 +73,7 @@ class LocalFileStore:
         def listing() -> list[FileInfo]:
             found = []
             for folder, _, names in os.walk(root, onerror=_raise_unless_missing):
-                for path in (Path(folder, name) for name in names if not name.startswith(_DRAFT)):
+                for path in (Path(folder, name) for name in names if not name.startswith(DRAFT)):
                     with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
                         status = path.stat()
                         file = path.relative_to(root).as_posix()
@@ -92,10 +96,10 @@ class LocalFileStore:
 
         def link() -> None:
             _make_folder(path.parent)
-            draft = path.with_name(f"{_DRAFT}{uuid.uuid4().hex}")
+            draft = path.with_name(f"{DRAFT}{uuid.uuid4().hex}")
             try:
                 with draft.open("xb") as file:
-                    shutil.copyfileobj(source, file, _PIECE)
+                    shutil.copyfileobj(source, file, BLOCK)
                     file.flush()
                     os.fsync(file.fileno())
                 os.link(draft, path)  # unlike rename, link fails when the name is taken: of two creators one wins
@@ -129,6 +133,17 @@ class LocalFileStore:
                 path.unlink(missing_ok=True)
 
         _told("delete", uri, remove)
+
+    def list_drafts(self, uri: str) -> list[FileInfo]:
+        root, found = local_path(uri), []
+        for path in (path for path in root.rglob(f"{DRAFT}*") if path.suffix != ".crc"):  # ._SUCCESS.crc is none
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                if path.is_file():
+                    found.append(
+                        FileInfo(path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns // 1000)
+                    )
+        return found
 
 
 def _make_folder(folder: Path) -> None:
@@ -185,28 +200,90 @@ def is_hidden(path: str) -> bool:
     return any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in path.split("/"))
 
 
-def list_drafts(files: FileStore, uri: str) -> list[FileInfo]:
-    """Files below a folder that were begun and not finished. Only local ones are drafts first."""
-    if not isinstance(files, LocalFileStore):
-        return []
-    root, found = local_path(uri), []
-    for path in (path for path in root.rglob(f"{_DRAFT}*") if path.suffix != ".crc"):  # ._SUCCESS.crc is none
-        with contextlib.suppress(FileNotFoundError):
-            status = path.stat()
-            if path.is_file():
-                found.append(FileInfo(path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns // 1000))
-    return found
+def draft_of(uri: str) -> str:
+    """A name beside a file's own, for what is not all there yet."""
+    return f"{uri.rpartition('/')[0]}/{DRAFT}{uuid.uuid4().hex}"
 
 
-_SCHEMES: dict[str, Callable[[], FileStore]] = {"file": LocalFileStore}
+def retried(action: Callable[[], Result], passes: Callable[[Exception], bool], seconds: float) -> Result:
+    """Do it again, after longer and longer waits, while it fails in a way that passes."""
+    patience = Patience(seconds)
+    while True:
+        try:
+            return action()
+        except Exception as error:  # noqa: PERF203 - the requests take longer
+            if not passes(error) or not patience.wait():
+                raise
+
+
+class RangedFile(io.RawIOBase):
+    """A file of a lake of which parts are read: a read is a request for a range."""
+
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        self._size, self._fetch, self._at = size, fetch, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._size - self._at))
+        if count:
+            view[:count] = self._fetch(self._at, count)
+            self._at += count
+        return count
+
+    def readall(self) -> bytes:
+        content = bytearray(max(0, self._size - self._at))
+        self.readinto(content)
+        return bytes(content)
+
+
+def ranged(size: int, fetch: Callable[[int, int], bytes]) -> BinaryIO:
+    """The same with a buffer, for readers that take a few bytes at a time."""
+    return cast("BinaryIO", io.BufferedReader(RangedFile(size, fetch), 1 << 20))
+
+
+# which store a URI is of
+
+_SCHEMES = ("file", "hdfs", "abfss", "abfs")
+_ELSEWHERE: dict[str, Callable[[], FileStore]] = {}
+
+
+def use_file_stores(opened: Mapping[str, Callable[[], FileStore]]) -> None:
+    """From now on the files of these places, named `scheme://authority`, are opened so. What a place needs (addresses,
+    a credential) is in a profile, and URIs travel alone: docs/decisions/0015-lakes.md."""
+    _ELSEWHERE.update(opened)
+
+
+def parted(uri: str) -> tuple[str, str]:
+    """`hdfs://name:8020/a/b` -> (`hdfs://name:8020`, `/a/b`). As in Spark's paths, signs are only characters."""
+    found = re.fullmatch(r"([a-z]+://[^/]+)(/.*)?", uri, re.DOTALL)
+    return (found[1], found[2] or "/") if found else ("", uri)
 
 
 def open_file_store(uri: str) -> FileStore:
-    """The store for a URI's scheme."""
+    """The store of a URI: by its scheme on this machine, elsewhere as `use_file_stores` was told."""
     scheme = uri.partition(":")[0]
     if scheme not in _SCHEMES:
         known = ", ".join(f"{name}:" for name in _SCHEMES)
         problem = f"scheme '{scheme}:' has no file store here, expected one of {known}"
         hint = near_miss(scheme, _SCHEMES) + "point the lake at such a path in the profile"
         raise LakeError(f"Lake path '{uri}'", problem, hint=hint)
-    return _SCHEMES[scheme]()
+    if scheme == "file":
+        return LocalFileStore()
+    place = parted(uri)[0]
+    if place not in _ELSEWHERE:
+        problem = f"no lake of the profile is at {place or 'such a path'}, so nothing tells how to reach it"
+        raise LakeError(f"Lake path '{uri}'", problem, hint=f'name it: [lakes] NAME = "{scheme}://HOST/path"')
+    return _ELSEWHERE[place]()

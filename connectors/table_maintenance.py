@@ -25,7 +25,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from connectors.file_store import FileInfo, FileStore, list_drafts
+from connectors.file_store import FileInfo, FileStore
 from connectors.lakes import joined
 from connectors.offline_tables import (
     DELTA_CONFLICT,
@@ -289,7 +289,7 @@ def _is_hidden(path: str) -> bool:
 def remove_drafts(files: FileStore, uri: str, upkeep: Upkeep) -> tuple[int, int]:
     """Files that a killed run had begun and not finished: how many, and their bytes."""
     drafts = [
-        *list_drafts(files, uri),
+        *files.list_drafts(uri),
         *(file for file in files.list_files(uri) if file.path.startswith(f"{STAGING}/")),
     ]
     old = [file for file in drafts if file.modified_us < upkeep.since_us]

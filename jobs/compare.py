@@ -11,17 +11,17 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from connectors.manifests import RowHash
-from connectors.offline_tables import OfflineTable
+from connectors.offline_tables import OfflineTable, open_table
 from connectors.readable import any_version, what_is_gone
 from connectors.spark_errors import data_errors
 from feature_defs.errors import EXIT_DONE, DataError, UsageError
-from feature_defs.model import EVENT_TIME, FeatureGroup
+from feature_defs.model import EVENT_TIME
 from jobs import arguments
 from jobs.datasets import types_of
 from jobs.place import Place, chosen_groups, open_place
@@ -135,14 +135,19 @@ def compare(
         raise UsageError("Option --examples", f"{examples} is less than none", hint="write 0 or more")
     if version is not None and every_version:
         raise UsageError("Option --version", "one version, or every version", hint="leave --every-version out")
-    found = []
-    for group in chosen_groups(place.applied(), groups):
-        with step(f"compare {group.name}"), data_errors(f"FeatureGroup '{group.name}'"), any_version(place.spark):
-            other = chosen_groups(right.applied(), [group.name])[0]
-            keys = tuple(place.applied().definitions.entity_of(group).keys)
-            sides = _Sides(group, place.table(group), right.table(other), keys)
-            numbers = _versions(sides, place, right, version, every_version=every_version)
-            definitions = place.applied().fingerprint(group.name), right.applied().fingerprint(group.name)
+    mine, theirs = place.applied(), right.applied()
+    pairs = [(group, chosen_groups(theirs, [group.name])[0]) for group in chosen_groups(mine, groups)]
+    spark, found = _reading_both(place, right).spark, []
+    for group, other in pairs:
+        with step(f"compare {group.name}"), data_errors(f"FeatureGroup '{group.name}'"), any_version(spark):
+            sides = _Sides(
+                group.name,
+                open_table(spark, place.lakes.uri(place.table_path(group)), group.offline),
+                open_table(spark, right.lakes.uri(right.table_path(other)), other.offline),
+                tuple(mine.definitions.entity_of(group).keys),
+            )
+            numbers = _versions(spark, sides, place, right, version, every_version=every_version)
+            definitions = mine.fingerprint(group.name), theirs.fingerprint(group.name)
             found.append(_compared(sides, numbers, definitions, examples=examples, values=values))
     return CompareReport(
         left=place.settings.name,
@@ -152,16 +157,25 @@ def compare(
     )
 
 
+def _reading_both(place: Place, right: Place) -> Place:
+    """The left place with the right one's lakes besides, so that its session has what both need."""
+    one, other = place.settings, right.settings
+    lakes = {**{f"{name} of {other.name}": base for name, base in other.lakes.items()}, **one.lakes}
+    return Place(replace(one, lakes=lakes, hdfs={**other.hdfs, **one.hdfs}, adls={**other.adls, **one.adls}))
+
+
 @dataclass(frozen=True)
 class _Sides:
-    group: FeatureGroup
+    """A group's table in both places, and the keys of its entity."""
+
+    group: str
     left: OfflineTable
     right: OfflineTable
     keys: Sequence[str]
 
 
 def _versions(
-    sides: _Sides, place: Place, right: Place, version: int | None, *, every_version: bool
+    spark: SparkSession, sides: _Sides, place: Place, right: Place, version: int | None, *, every_version: bool
 ) -> list[tuple[int, int]]:
     """The versions to compare, of the left and of the right table."""
     newest = []
@@ -169,12 +183,12 @@ def _versions(
         found = side.version()
         if found is None:
             problem = f"has no offline table in {where.settings.name}"
-            raise DataError(f"FeatureGroup '{sides.group.name}'", problem, hint="compute it there, or replicate it")
+            raise DataError(f"FeatureGroup '{sides.group}'", problem, hint="compute it there, or replicate it")
         newest.append(found)
     if every_version:
         both = sorted({*sides.left.versions()} & {*sides.right.versions()})
         tables = (sides.left, sides.right)
-        return [(n, n) for n in both if not any(what_is_gone(place.spark, one, n) for one in tables)]
+        return [(n, n) for n in both if not any(what_is_gone(spark, one, n) for one in tables)]
     return [(newest[0] if version is None else version, newest[1] if version is None else version)]
 
 
@@ -199,7 +213,7 @@ def _compared(
     kinds = tuple(types_of(rows) for rows in read[at]) if read else ({}, {})
     cells = _cells(sides.keys, read[at], shared[at], examples=examples, values=values) if wrong else _Cells()
     return ComparedGroup(
-        group=sides.group.name,
+        group=sides.group,
         versions=tuple(versions),
         definitions=definitions if definitions[0] != definitions[1] else None,
         columns_added=tuple(f"{name} {kind}" for name, kind in kinds[1].items() if name not in kinds[0]),

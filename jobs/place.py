@@ -18,6 +18,7 @@ from connectors.registry import Registry, Snapshot
 from feature_defs.errors import DataError, UsageError, listed, near_miss
 from feature_defs.loading import load
 from feature_defs.model import Definitions, FeatureGroup, Service
+from jobs.lake_access import use_lakes
 from jobs.settings import Settings, load_settings
 
 if TYPE_CHECKING:  # Spark is imported when a session is opened: check, plan and list never need it
@@ -34,6 +35,7 @@ class Place:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.lakes = Lakes(settings.lakes)
+        use_lakes(settings)
 
     @cached_property
     def registry(self) -> Registry:
@@ -88,7 +90,8 @@ class Place:
         return FittedValues(open_file_store(root), root)
 
     def table_path(self, group: FeatureGroup) -> str:
-        return joined(self.settings.offline, group.name, f"v{group.version}")
+        base = self.settings.tables.get(group.name, self.settings.offline)
+        return joined(base, group.name, f"v{group.version}")
 
 
 def open_place(profile: str | None = None) -> Place:

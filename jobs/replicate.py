@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 from connectors.copying import ALL, SAMPLED, Copier
 from connectors.delta_log import LOG
-from connectors.file_store import list_drafts, open_file_store
+from connectors.file_store import open_file_store
 from connectors.lakes import joined
 from connectors.pacing import TokenBucket
 from connectors.pins import FOLDER as PINS
 from connectors.replication import End, Plan, Progress, carry_out, plan_delta, plan_files, plan_parquet
-from feature_defs.errors import EXIT_DONE, LakeError, RegistryConflict, UsageError
+from feature_defs.errors import EXIT_DONE, LakeError, RegistryConflict, UsageError, listed
 from feature_defs.model import FeatureGroup
 from jobs import arguments
 from jobs.place import Place, chosen_groups, now_us, open_place
@@ -104,7 +104,7 @@ def replicate(
     `rate` is megabytes a second. `registry` false leaves the registry as it is there: of a place that applies its own.
     """
     started = time.monotonic()
-    _refuse_options(place, to, rate=rate, parallel=parallel)
+    _refuse_options(rate, parallel)
     with step("plan"):
         planned = _planned(place, to, groups, registry=registry, allow_vacuumed=allow_vacuumed)
     limit = TokenBucket(rate * _MB) if rate is not None else None
@@ -151,16 +151,11 @@ def replicate(
     )
 
 
-def _refuse_options(place: Place, to: Place, *, rate: float | None, parallel: int) -> None:
+def _refuse_options(rate: float | None, parallel: int) -> None:
     if rate is not None and not rate > 0:
         raise UsageError("Option --rate", f"{rate:g} MB a second is no rate", hint="write --rate 50, or leave it out")
     if parallel < 1:
         raise UsageError("Option --parallel", f"{parallel} is less than one", hint=f"the default is {PARALLEL}")
-    for one, other in ((place.settings.offline, to.settings.offline), (place.settings.registry, to.settings.registry)):
-        if place.lakes.uri(one) == to.lakes.uri(other):
-            problem = f"{one} is the same folder in both places: {place.lakes.uri(one)}"
-            hint = "name two profiles with lakes of their own; TIDEMARK_LAKES_... variables would change both"
-            raise UsageError("Option --to", problem, hint=hint)
 
 
 # what there is to bring
@@ -173,26 +168,38 @@ def _planned(place: Place, to: Place, names: Sequence[str], *, registry: bool, a
     """
     snapshot = place.applied()
     groups = chosen_groups(snapshot, names) if names else list(snapshot.definitions.groups.values())
-    found = [_pins(place, to, {group.name for group in groups})]
-    for group in reversed(groups):
+    apart = [group for group in groups if not _is_shared(place, to, group)]
+    if not apart and groups:
+        problem = f"the tables of {listed(group.name for group in groups)} are in the same folders in both places"
+        hint = "name two profiles with lakes of their own; TIDEMARK_LAKES_... variables would change both"
+        raise UsageError("Option --to", problem, hint=hint)
+    found = _pins(place, to, apart)
+    for group in reversed(apart):
         versions = _versions(place, group)
         tables = [plan for one in versions for plan in _of_version(place, to, one, allow_vacuumed=allow_vacuumed)]
         if not tables and names:
             hint = f"run `tidemark compute --group {group.name}` there first"
             raise LakeError(f"FeatureGroup '{group.name}'", f"has no offline table in {place.settings.name}", hint=hint)
         found += tables
-    return [*([_registry(place, to)] if registry else []), *reversed(found)]
+    return [*(_registry(place, to) if registry else []), *reversed(found)]
 
 
-def _registry(place: Place, to: Place) -> Plan:
+def _is_shared(place: Place, to: Place, group: FeatureGroup) -> bool:
+    """Whether both places have the group's table in one folder: then there is nothing to bring."""
+    return place.lakes.uri(place.table_path(group)) == to.lakes.uri(to.table_path(group))
+
+
+def _registry(place: Place, to: Place) -> list[Plan]:
     """The snapshots that the other place lacks, under their numbers; its own must be the same."""
+    if place.registry.root == to.registry.root:
+        return []
     held, numbers = to.registry.numbers(), place.registry.numbers()
     hint = "apply in one place only, and replicate from there; or leave the registry out with --no-registry"
     if held and held[-1] > numbers[-1]:
         problem = f"{to.settings.name} has snapshot {held[-1]}, {place.settings.name} ends with {numbers[-1]}"
         raise RegistryConflict("Registry", problem, hint=hint)
     ends = End(place.registry.files, place.registry.root), End(to.registry.files, to.registry.root)
-    return plan_files(place.settings.registry, *ends, _is_json, hint=hint)
+    return [plan_files(place.settings.registry, *ends, _is_json, hint=hint)]
 
 
 def _versions(place: Place, group: FeatureGroup) -> list[FeatureGroup]:
@@ -228,21 +235,25 @@ def _of_version(place: Place, to: Place, group: FeatureGroup, *, allow_vacuumed:
     ]
 
 
-def _pins(place: Place, to: Place, groups: set[str]) -> Plan:
-    """The pins of training sets that these groups are in, so that maintenance over there would honour them."""
-    name = joined(place.settings.offline, PINS)
+def _pins(place: Place, to: Place, groups: Sequence[FeatureGroup]) -> list[Plan]:
+    """The pins of training sets that these groups are in, so that maintenance over there would honour them. A pin names
+    tables by their lake paths: those that have others there are left out."""
+    names = {group.name for group in groups if place.table_path(group) == to.table_path(group)}
+    folder = joined(place.settings.offline, PINS)
     one, other = (_end(where.lakes.uri(joined(where.settings.offline, PINS))) for where in (place, to))
+    if one.uri == other.uri:
+        return []
     held = other.sizes()
 
     def is_wanted(path: str) -> bool:
         if not _is_json(path) or path in held:
             return False
         try:
-            return bool(groups & {*json.loads(one.files.read(one.at(path)))["groups"]})
+            return bool(names & {*json.loads(one.files.read(one.at(path)))["groups"]})
         except FileNotFoundError:  # its dataset is gone, and maintenance has just noticed
             return False
 
-    return plan_files(name, one, other, is_wanted)
+    return [plan_files(folder, one, other, is_wanted)]
 
 
 def _is_json(path: str) -> bool:
@@ -255,7 +266,7 @@ def _end(uri: str) -> End:
 
 def _remove_drafts(end: End) -> int:
     """What runs that were killed had begun to write, long ago."""
-    old = [file for file in list_drafts(end.files, end.uri) if file.modified_us < now_us(None) - _DAY_US]
+    old = [file for file in end.files.list_drafts(end.uri) if file.modified_us < now_us(None) - _DAY_US]
     for file in old:
         end.files.delete(end.at(file.path))
     return len(old)

@@ -13,20 +13,23 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
 from feature_defs.errors import MissingPartError
+from jobs.lake_access import ABFS_JARS, hadoop_conf, hadoop_user
 from jobs.settings import Settings, SparkSettings, coordinates
 
 DELTA_JARS = ("io.delta:delta-spark_4.2_2.13:4.4.0", "io.delta:delta-storage:4.4.0")
 # An exclusion holds for all that is asked for in one go, so none of these may match a driver or a user's own package.
 _NOT_WITH_THEM = (
-    "com.fasterxml.*:*", "com.github.luben:*", "com.google.code.*:*", "io.delta:delta-kernel-*", "io.unitycatalog:*",
-    "org.antlr:*", "org.apache.hadoop:hadoop-client-*", "org.apache.logging.*:*", "org.apache.parquet:*",
-    "org.roaringbitmap:*", "org.slf4j:*",
+    "com.fasterxml.*:*", "com.github.luben:*", "com.google.code.*:*", "com.microsoft.azure:*",
+    "io.delta:delta-kernel-*", "io.unitycatalog:*", "org.antlr:*", "org.apache.hadoop:hadoop-client-*",
+    "org.apache.httpcomponents:*", "org.apache.logging.*:*", "org.apache.parquet:*", "org.roaringbitmap:*",
+    "org.slf4j:*",
 )  # fmt: skip
 _JOINED = ("spark.jars", "spark.jars.packages", "spark.jars.excludes")  # lists of ours and of the profile
 _JAVA_HINT = (
@@ -39,6 +42,8 @@ _JAVA_HINT = (
 _ALWAYS = {"spark.sql.session.timeZone": "UTC", "spark.sql.ansi.enabled": "true"}
 # Spark asks for a batch's bytes at every row, which takes as long as handing the row to Python does.
 _FASTER = {"spark.sql.execution.arrow.maxBytesPerBatch": str(2**31 - 1)}
+# Of a query's settings Spark's pages show all but what matches; the usual pattern lets an account's key through.
+_REDACTED, _SECRETS = "spark.sql.redaction.options.regex", r"(?i)url|^fs\.azure\..*(key|secret|token)"
 _DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
@@ -50,12 +55,14 @@ def open_session(settings: Settings, *, app: str = "tidemark") -> SparkSession:
     _silence_query_logs()
     active = SparkSession.getActiveSession()
     if active is not None:
-        return _with_rules(active)
+        return _with_lakes(_with_rules(active), settings)
     spark = settings.spark
     if spark.remote:
         builder = SparkSession.builder.remote(spark.remote)
     else:
         check_java()
+        if user := hadoop_user(settings):
+            os.environ.setdefault("HADOOP_USER_NAME", user)  # read once, when the JVM first asks who it is
         builder = SparkSession.builder.appName(app)
         if spark.master and not _is_submitted():
             builder = builder.master(spark.master)
@@ -66,7 +73,19 @@ def open_session(settings: Settings, *, app: str = "tidemark") -> SparkSession:
             builder = builder.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={spark.log_config}")
     for key, value in {**_FASTER, **_ALWAYS, **with_jars(settings)}.items():
         builder = builder.config(key, value)
-    return _with_rules(builder.getOrCreate())
+    return _with_lakes(_with_rules(builder.getOrCreate()), settings)
+
+
+def _with_lakes(session: SparkSession, settings: Settings) -> SparkSession:
+    """Addresses and credentials of the lakes, in the session alone: no command line and no page of Spark's has them.
+    Serverless compute refuses them, and reaches lakes by its catalog."""
+    conf = hadoop_conf(settings)
+    if conf:
+        conf[_REDACTED] = _SECRETS
+    for key, value in conf.items():
+        with suppress(Exception):
+            session.conf.set(key, value)
+    return session
 
 
 def _with_rules(session: SparkSession) -> SparkSession:
@@ -92,7 +111,8 @@ def with_jars(settings: Settings) -> dict[str, str]:
     if spark.remote:
         return dict(spark.conf)
     drivers = [jar for database in settings.databases.values() for jar in coordinates(database.jars)]
-    ours = _jars(spark, drivers)
+    abfs = ABFS_JARS if spark.jars and any(base.startswith("abfs") for base in settings.lakes.values()) else ()
+    ours = _jars(spark, [*abfs, *drivers])
     joined = {key: ",".join(filter(None, (ours.get(key), spark.conf.get(key)))) for key in _JOINED}
     return {**ours, **spark.conf, **{key: value for key, value in joined.items() if value}}
 

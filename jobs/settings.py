@@ -31,6 +31,7 @@ DEFAULT_PROFILE = "local"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _PATHS = (("", "definitions"), ("online", "folder"), ("spark", "log_config"))
 ONLINE_KINDS = ("embedded", "redis", "none")
+ADLS_NEEDS = {"key": ("secret",), "sas": ("secret",), "principal": ("tenant", "client", "secret"), "identity": ()}
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,37 @@ class DatabaseSettings:
 
 
 @dataclass(frozen=True)
+class HdfsSettings:
+    """An HDFS, by the host or the nameservice in its URIs. Several addresses, separated by commas, are an HA pair.
+
+    `webhdfs` are the NameNodes' HTTP addresses; `namenodes` their RPC ones, which Spark needs of a pair. `kerberos`
+    takes the ticket of the process. `timeout_seconds`: how long a cluster that does not answer is tried.
+    """
+
+    webhdfs: str
+    namenodes: str = ""
+    user: str = ""
+    kerberos: bool = False
+    timeout_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class AdlsSettings:
+    """An ADLS Gen2 account and how to sign in: by its key, a SAS, an Entra principal or the machine's own identity.
+
+    `secret` only names one: the key, the SAS, or the principal's. `client` is a principal, or an identity that is not
+    the machine's only one. `endpoint` is where the account is, if not where its URIs say.
+    """
+
+    auth: str = "identity"
+    secret: str = ""
+    tenant: str = ""
+    client: str = ""
+    endpoint: str = ""
+    timeout_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
 class SparkSettings:
     """How a session starts. Empty `master` and `remote` take what is there (Databricks, spark-submit --master).
 
@@ -86,16 +118,22 @@ class SparkSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """A place: where its lakes and databases are, where definitions are read from, what is online, how Spark starts."""
+    """A place: where its lakes and databases are, where definitions are read from, what is online, how Spark starts.
+
+    `tables` are the groups whose offline tables are not below `offline`, each with the lake path they are below.
+    """
 
     name: str
     definitions: str
     lakes: Mapping[str, str]
     registry: str = "lake://features/_registry"
     offline: str = "lake://features"
+    tables: Mapping[str, str] = field(default_factory=dict)
     online: OnlineSettings = field(default_factory=OnlineSettings)
     spark: SparkSettings = field(default_factory=SparkSettings)
     databases: Mapping[str, DatabaseSettings] = field(default_factory=dict)
+    hdfs: Mapping[str, HdfsSettings] = field(default_factory=dict)
+    adls: Mapping[str, AdlsSettings] = field(default_factory=dict)
     file: str = ""
 
 
@@ -179,12 +217,14 @@ def _overridden(document: Mapping[str, Any], environment: Mapping[str, str]) -> 
         name = variable.removeprefix(ENVIRONMENT).lower()
         if name.startswith("lakes_"):
             table, key, value = "lakes", name.removeprefix("lakes_"), _from_here(text)
-        elif name.startswith("databases_") and (found := _database_key(name)):
-            database, key, kind = found
-            of_name = merged.setdefault("databases", {})
-            table_of = of_name.setdefault(database, {}) if isinstance(of_name, dict) else None
+        elif name.startswith("tables_"):
+            table, key, value = "tables", name.removeprefix("tables_"), text
+        elif found := _named_key(name):
+            table, item, key, kind = found
+            of_name = merged.setdefault(table, {})
+            table_of = of_name.setdefault(item, {}) if isinstance(of_name, dict) else None
             if isinstance(table_of, dict):
-                of_name[database] = {**table_of, key: _from_text(kind, text, variable)}
+                of_name[item] = {**table_of, key: _from_text(kind, text, variable)}
             continue
         elif name in scalars:
             table, key, kind = scalars[name]
@@ -203,12 +243,16 @@ def _overridden(document: Mapping[str, Any], environment: Mapping[str, str]) -> 
     return merged
 
 
-def _database_key(name: str) -> tuple[str, str, Any] | None:
-    """`databases_shop_fetch_size` -> ("shop", "fetch_size", int)."""
-    for key, kind in get_type_hints(DatabaseSettings).items():
-        database = name.removeprefix("databases_").removesuffix(f"_{key}")
-        if kind in (str, int) and name == f"databases_{database}_{key}":
-            return database, key, kind
+_NAMED = {"databases": DatabaseSettings, "hdfs": HdfsSettings, "adls": AdlsSettings}  # tables of named tables
+
+
+def _named_key(variable: str) -> tuple[str, str, str, Any] | None:
+    """`databases_shop_fetch_size` -> ("databases", "shop", "fetch_size", int)."""
+    table, _, rest = variable.partition("_")
+    for key, kind in get_type_hints(_NAMED[table]).items() if table in _NAMED else ():
+        item = rest.removesuffix(f"_{key}")
+        if kind in (str, int, bool, float) and rest == f"{item}_{key}":
+            return table, item, key, kind
     return None
 
 
@@ -218,9 +262,10 @@ def _from_here(text: str) -> str:
 
 
 def _is_named_secret(variable: str, merged: Mapping[str, Any]) -> bool:
-    databases = merged.get("databases", {})
-    tables = [merged.get("online", {}), *(databases.values() if isinstance(databases, Mapping) else ())]
-    return any(isinstance(table, Mapping) and table.get("password") == f"env:{variable}" for table in tables)
+    named = [found for table in _NAMED if isinstance(found := merged.get(table), Mapping)]
+    tables = [merged.get("online", {}), *(item for found in named for item in found.values())]
+    told = [table.get(key) for table in tables if isinstance(table, Mapping) for key in ("password", "secret")]
+    return f"env:{variable}" in told
 
 
 def _scalar_keys() -> dict[str, tuple[str, str, Any]]:
@@ -266,8 +311,16 @@ def _located(settings: Settings, path: Path) -> Settings:
     if online.password and not online.password.startswith(("env:", "scope:")):
         hint = 'set password = "env:NAME" (an environment variable) or "scope:SCOPE/KEY" (a Databricks secret scope)'
         raise UsageError(subject, "online.password is a literal; secrets are never in a profile", hint=hint)
+    for group, lake_path in settings.tables.items():
+        if not lake_path.startswith("lake://"):
+            problem = f"tables.{group} '{lake_path}' is not a lake path"
+            raise UsageError(subject, problem, hint=f'{group} = "lake://NAME/path"')
     for name, database in settings.databases.items():
         _check_database(database, f"databases.{name}", subject)
+    for name, hdfs in settings.hdfs.items():
+        _check_hdfs(hdfs, f"hdfs.{name}", subject)
+    for name, adls in settings.adls.items():
+        _check_adls(adls, f"adls.{name}", subject)
     folder = path.parent
     return Settings(
         name=settings.name,
@@ -275,9 +328,12 @@ def _located(settings: Settings, path: Path) -> Settings:
         lakes={name: _lake_uri(folder, base) for name, base in settings.lakes.items()},
         registry=settings.registry,
         offline=settings.offline,
+        tables=settings.tables,
         online=replace(online, folder=str((folder / online.folder).resolve()) if online.folder else ""),
         spark=replace(spark, log_config=str((folder / spark.log_config).resolve()) if spark.log_config else ""),
         databases=settings.databases,
+        hdfs=settings.hdfs,
+        adls=settings.adls,
         file=str(path),
     )
 
@@ -313,9 +369,41 @@ def _check_database(database: DatabaseSettings, where: str, subject: str) -> Non
             raise UsageError(subject, problem, hint=hint)
 
 
+def _check_hdfs(hdfs: HdfsSettings, where: str, subject: str) -> None:
+    for url in listed_in(hdfs.webhdfs) or [""]:
+        if not re.fullmatch(r"https?://[^/@?\s]+/?", url):
+            hint = 'webhdfs = "http://namenode:9870", of a pair "http://nn1:9870, http://nn2:9870"'
+            raise UsageError(subject, f"{where}.webhdfs '{url}' is not the HTTP address of a NameNode", hint=hint)
+    for address in listed_in(hdfs.namenodes):
+        if not re.fullmatch(r"[^/@:\s]+:\d+", address):
+            hint = 'namenodes = "nn1:8020, nn2:8020"'
+            raise UsageError(subject, f"{where}.namenodes '{address}' is not HOST:PORT", hint=hint)
+
+
+def _check_adls(adls: AdlsSettings, where: str, subject: str) -> None:
+    if adls.auth not in ADLS_NEEDS:
+        hint = near_miss(adls.auth, ADLS_NEEDS) + f"use one of {', '.join(ADLS_NEEDS)}"
+        raise UsageError(subject, f"{where}.auth '{adls.auth}' is not known", hint=hint)
+    for key in ADLS_NEEDS[adls.auth]:
+        if not getattr(adls, key):
+            hint = f"auth {adls.auth} needs {', '.join(ADLS_NEEDS[adls.auth])}"
+            raise UsageError(subject, f"{where}.{key} is missing", hint=hint)
+    if adls.secret and not adls.secret.startswith(("env:", "scope:")):
+        hint = 'set secret = "env:NAME" (an environment variable) or "scope:SCOPE/KEY" (a Databricks secret scope)'
+        raise UsageError(subject, f"{where}.secret is a literal; secrets are never in a profile", hint=hint)
+    if adls.endpoint and not re.fullmatch(r"https?://[^@?\s]+", adls.endpoint):  # nor a SAS behind it
+        hint = 'endpoint = "https://ACCOUNT.dfs.core.windows.net", with nothing behind it'
+        raise UsageError(subject, f"{where}.endpoint is not an address", hint=hint)
+
+
+def listed_in(text: str) -> list[str]:
+    """The parts of a text, which are separated by commas."""
+    return [found for part in text.split(",") if (found := part.strip())]
+
+
 def coordinates(jars: str) -> list[str]:
     """Maven coordinates of a text, separated by commas."""
-    return [coordinate for part in jars.split(",") if (coordinate := part.strip())]
+    return listed_in(jars)
 
 
 def _holds_password(url: str, subject: str) -> bool:

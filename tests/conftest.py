@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from connectors.redis_online import RedisAddress
+    from tests.emulator import Emulator
+    from tests.hdfs_daemons import Hdfs
 
 SPARK_CONF = {
     "spark.driver.host": "127.0.0.1",
@@ -30,6 +32,7 @@ SPARK_CONF = {
     "spark.sql.shuffle.partitions": "2",
     "spark.databricks.delta.snapshotPartitions": "1",
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
+    "spark.hadoop.fs.azure.networking.library": "JDK_HTTP_URL_CONNECTION",  # the other one knows https alone
 }
 
 
@@ -58,7 +61,9 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     conf = {**SPARK_CONF, "spark.sql.warehouse.dir": str(folder), "spark.local.dir": str(folder)}
     if (jar := sqlite_jar()).is_file():
         conf["spark.jars"] = str(jar)
-    session = open_session(settings_in(folder, spark=SparkSettings(master="local[2]", conf=conf)))
+    settings = settings_in(folder, spark=SparkSettings(master="local[2]", conf=conf))
+    lakes = {**settings.lakes, "cloud": "abfs://lake@devstoreaccount1.dfs.core.windows.net"}  # brings the driver's jars
+    session = open_session(dataclasses.replace(settings, lakes=lakes))
     yield session
     session.stop()
 
@@ -88,6 +93,30 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisAddress]:
     folder = tmp_path_factory.mktemp("redis")
     yield embedded_redis.start(folder)
     embedded_redis.stop(folder)
+
+
+@pytest.fixture(scope="session")
+def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hdfs]:
+    """A NameNode and two DataNodes; who kills one starts it again."""
+    from tests.hdfs_daemons import Hdfs
+
+    daemons = Hdfs(tmp_path_factory.mktemp("hdfs"))
+    try:
+        daemons.start()
+        yield daemons
+    finally:
+        daemons.stop()
+
+
+@pytest.fixture(scope="session")
+def adls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """The blob emulator as an ADLS Gen2 account, whose key is in the environment."""
+    from tests.emulator import KEY, emulator
+    from tests.lake_kinds import SECRET
+
+    with emulator(tmp_path_factory.mktemp("adls")) as started, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SECRET, KEY)
+        yield started
 
 
 @pytest.fixture(scope="session")

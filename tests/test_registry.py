@@ -1,226 +1,31 @@
-"""Files in a lake and the registry of snapshots on them; where it says that one of many wins, many processes try."""
+"""The registry of snapshots in a lake; where it says that one of many wins, many processes try."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from connectors.file_store import FileStore, open_file_store
 from connectors.lakes import Lakes, joined
 from connectors.registry import Registry
 from feature_defs.errors import LakeError, RegistryConflict, UsageError
 from feature_defs.loading import load
 from feature_defs.snapshot import from_plain, to_plain
 from tests.definition_files import GOOD, edited, loaded, write_place
+from tests.lake_kinds import KINDS, Lake, environment, new_lake, race
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("TIDEMARK")}
-ENVIRONMENT["PYTHONPATH"] = str(ROOT)
-
-# A new kind of lake is held to all of this by one more line: its name and the URI of an empty folder in it.
-KINDS: dict[str, Callable[[Path], str]] = {"local": lambda folder: f"file://{folder}/lake"}
 
 
-@dataclass(frozen=True)
-class Lake:
-    """An empty folder of a store."""
-
-    files: FileStore
-    root: str
-
-    def __truediv__(self, path: str) -> str:
-        return joined(self.root, path)
-
-    def paths(self, folder: str = "") -> list[str]:
-        return [file.path for file in self.files.list_files(self / folder if folder else self.root)]
-
-
-@pytest.fixture(params=KINDS)
-def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
-    root = KINDS[request.param](tmp_path)
-    return Lake(open_file_store(root), root)
-
-
-def start(script: str, *arguments: str) -> subprocess.Popen[str]:
-    """A Python process of its own, which runs the script when a line is written to it."""
-    command = [
-        sys.executable,
-        "-c",
-        f"import sys\nprint('ready', flush=True)\nsys.stdin.readline()\n{script}",
-        *arguments,
-    ]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def race(script: str, racers: list[list[str]]) -> list[str]:
-    """What each process printed; all of them had loaded before any began."""
-    started = [start(script, *arguments) for arguments in racers]
-    for process in started:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in started:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    outputs = [process.communicate(timeout=60)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * len(started)
-    return outputs
-
-
-# --- any lake ---
-
-
-def test_a_created_file_is_read_as_it_was_written(lake: Lake) -> None:
-    """Folders come with it; no bytes at all are a file too."""
-    for path, content in (("a/b/c.bin", bytes(range(256))), ("empty", b"")):
-        lake.files.create(lake / path, content)
-        assert lake.files.read(lake / path) == content
-
-
-def test_a_file_is_created_once(lake: Lake) -> None:
-    lake.files.create(lake / "a", b"first")
-    with pytest.raises(FileExistsError):
-        lake.files.create(lake / "a", b"second")
-    assert lake.files.read(lake / "a") == b"first"
-    assert lake.paths() == ["a"]
-
-
-def test_of_many_processes_that_create_a_file_exactly_one_does(lake: Lake) -> None:
-    """Twenty files, five processes, and each file holds what its one winner wrote."""
-    script = """
-from connectors.file_store import open_file_store
-root, me = sys.argv[1:]
-files = open_file_store(root)
-for number in range(20):
-    try:
-        files.create(f"{root}/race/{number:02}", me.encode() * 1000)
-        print(number)
-    except FileExistsError:
-        pass
-"""
-    outputs = race(script, [[lake.root, str(me)] for me in range(5)])
-    won = {int(number): str(me) for me, output in enumerate(outputs) for number in output.split()}
-    assert sorted(number for output in outputs for number in map(int, output.split())) == list(range(20))
-    assert lake.paths("race") == [f"{number:02}" for number in range(20)]
-    assert all(lake.files.read(lake / f"race/{n:02}") == me.encode() * 1000 for n, me in won.items())
-
-
-def test_no_reader_sees_half_a_file(lake: Lake) -> None:
-    """A file is listed and read while another process writes: all of it or nothing."""
-    size = 1 << 20
-    script = f"""
-from connectors.file_store import open_file_store
-root = sys.argv[1]
-for number in range(40):
-    open_file_store(root).create(f"{{root}}/{{number}}", bytes({size}))
-"""
-    writer = start(script, lake.root)
-    assert writer.stdin is not None
-    writer.stdin.write("go\n")
-    writer.stdin.flush()
-    seen: set[str] = set()
-    while writer.poll() is None:
-        for file in lake.files.list_files(lake.root):
-            assert (file.path.isdigit(), file.size) == (True, size)
-            if file.path not in seen:
-                assert len(lake.files.read(lake / file.path)) == size
-            seen.add(file.path)
-    writer.communicate()
-    assert (writer.returncode, len(lake.paths())) == (0, 40)
-
-
-def test_files_are_listed_by_path_with_size_and_time(lake: Lake) -> None:
-    before = time.time_ns() // 1000 - 2_000_000
-    for path in ("b", "a/z", "a/b/c", "a-b", "B"):
-        lake.files.create(lake / path, path.encode())
-    found = lake.files.list_files(lake.root)
-    assert [file.path for file in found] == ["B", "a-b", "a/b/c", "a/z", "b"]
-    assert [file.size for file in found] == [1, 3, 5, 3, 1]
-    assert all(before < file.modified_us < time.time_ns() // 1000 + 2_000_000 for file in found)
-    assert lake.paths("a") == ["b/c", "z"]
-
-
-def test_a_missing_folder_holds_no_files(lake: Lake) -> None:
-    assert lake.paths() == []
-    assert lake.paths("nowhere/at/all") == []
-
-
-def test_a_missing_file_is_said_to_be_missing(lake: Lake) -> None:
-    with pytest.raises(FileNotFoundError):
-        lake.files.read(lake / "a")
-    with pytest.raises(FileNotFoundError):
-        lake.files.rename(lake / "a", lake / "b")
-
-
-def test_a_file_and_a_folder_move(lake: Lake) -> None:
-    lake.files.create(lake / "a/one", b"1")
-    lake.files.create(lake / "a/two", b"2")
-    lake.files.rename(lake / "a/one", lake / "deep/er/one")
-    lake.files.rename(lake / "a", lake / "else/where")
-    assert lake.paths() == ["deep/er/one", "else/where/two"]
-    assert lake.files.read(lake / "deep/er/one") == b"1"
-
-
-def test_nothing_moves_onto_what_is_there(lake: Lake) -> None:
-    lake.files.create(lake / "a/one", b"1")
-    lake.files.create(lake / "b/one", b"2")
-    for source, target in (("a/one", "b/one"), ("a", "b"), ("a/one", "b"), ("a", "b/one")):
-        with pytest.raises(FileExistsError):
-            lake.files.rename(lake / source, lake / target)
-    assert (lake.files.read(lake / "a/one"), lake.files.read(lake / "b/one")) == (b"1", b"2")
-
-
-def test_a_file_and_a_folder_are_deleted_and_a_missing_one_is_no_error(lake: Lake) -> None:
-    for path in ("a/one", "a/b/two", "c"):
-        lake.files.create(lake / path, b"x")
-    lake.files.delete(lake / "a")
-    assert lake.paths() == ["c"]
-    for path in ("c", "c", "a", "never/was"):
-        lake.files.delete(lake / path)
-    assert lake.paths() == []
-    lake.files.create(lake / "c", b"again")
-
-
-def test_names_with_signs_are_only_names(lake: Lake) -> None:
-    """Spark escapes nothing in a path, so neither may this."""
-    names = ["50%", "a b", "a%20b", "a+b=c", "q?x#y", "ü"]
-    for name in names:
-        lake.files.create(lake / f"{name}/file", name.encode())
-    assert lake.paths() == [f"{name}/file" for name in names]
-    assert [lake.files.read(lake / f"{name}/file").decode() for name in names] == names
-
-
-def test_a_file_where_a_folder_should_be_is_a_lake_error(lake: Lake) -> None:
-    """Not "it exists already": nobody won anything."""
-    lake.files.create(lake / "a", b"x")
-    for action in (
-        lambda: lake.files.create(lake / "a/b", b""),
-        lambda: lake.files.create(lake / "a/b/c", b""),
-        lambda: lake.files.read(lake / "a/b"),
-        lambda: lake.files.list_files(lake / "a"),
-        lambda: lake.files.rename(lake / "a", lake / "a/b"),
-    ):
-        with pytest.raises(LakeError) as raised:
-            action()
-        assert raised.value.exit_code == 6
-        assert lake.root in raised.value.subject
-    assert lake.files.read(lake / "a") == b"x"
-
-
-@pytest.mark.parametrize("uri", ["s4://bucket/x", "x", ""])
-def test_a_scheme_without_a_store_is_a_lake_error(uri: str) -> None:
-    with pytest.raises(LakeError, match="has no file store here, expected one of file:"):
-        open_file_store(uri)
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return new_lake(tmp_path, f"file://{tmp_path}/lake")
 
 
 # --- logical paths ---
@@ -378,7 +183,7 @@ for after in range(10):
 """
     loaded(tmp_path / "definitions")
     arguments = [[registry.root, str(tmp_path / "definitions"), f"racer-{me}"] for me in range(4)]
-    outputs = race(script, arguments)
+    outputs = race(new_lake(tmp_path, registry.root), script, arguments)
     wins = {
         int(number): f"racer-{me}" for me, output in enumerate(outputs) for number in re.findall(r"won (\d+)", output)
     }
@@ -439,7 +244,7 @@ def test_other_files_beside_the_snapshots_are_no_snapshots(registry: Registry, t
 def apply_in_background(profile: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "jobs", "apply", "--json", "--profile", str(profile)]
     return subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -472,18 +277,23 @@ while not Path({str(tmp_path / "go on")!r}).exists():
     assert [path.name for path in (tmp_path / "features/_registry").iterdir()] == ["00000001.json"]
 
 
-def test_applies_at_once_each_write_a_snapshot_of_their_own_or_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_applies_at_once_each_write_a_snapshot_of_their_own_or_none(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
     """However they meet: as many snapshots as applies that exit 0, and none is lost."""
-    lakes = '[lakes]\nraw = "../raw"\nfeatures = "../features"\n'
-    for number in range(5):
+    parts = {} if kind == "local" else {kind: request.getfixturevalue(kind)}
+    root = f"{parts[kind].uri}/{tmp_path.name}" if parts else f"file://{tmp_path}/lake"
+    lake = new_lake(tmp_path, root, **parts)
+    for number in range(4):
         profile = write_place(tmp_path / str(number), edited(('owner="crm"', f'owner="team_{number}"')))
-        profile.write_text(re.sub(r"\[lakes\]\n.*\n.*\n", lakes, profile.read_text()))
-    running = [apply_in_background(tmp_path / str(number) / "place.toml") for number in range(5)]
+        profile.write_text(lake.profile.read_text())
+    running = [apply_in_background(tmp_path / str(number) / "place.toml") for number in range(4)]
     outputs = [process.communicate(timeout=60) for process in running]
     codes = [process.returncode for process in running]
     assert set(codes) <= {0, 6}
     done = {number: json.loads(out)["snapshot"] for number, (out, _) in enumerate(outputs) if codes[number] == 0}
-    registry = Registry(open_file_store("file:/"), f"file://{tmp_path}/features/_registry")
+    registry = Registry(lake.files, lake / "features/_registry")
     assert registry.numbers() == sorted(done.values()) == list(range(1, len(done) + 1))
     for number, snapshot in done.items():
         assert registry.read(snapshot).definitions.groups["spend"].owner == f"team_{number}"

@@ -579,9 +579,16 @@ def test_options_that_make_no_sense_are_refused(here: Place, there: Place, optio
         replicate(here, to=there, **options)
 
 
-def test_place_is_not_replicated_into_itself(here: Place) -> None:
-    with pytest.raises(UsageError, match="lake://features is the same folder in both places"):
+def test_place_is_not_replicated_into_itself(here: Place, there: Place) -> None:
+    """A group that both places have in one folder is there already; the others are brought."""
+    with pytest.raises(UsageError, match="the tables of in_delta, in_parquet are in the same folders in both places"):
         replicate(here, to=Place(here.settings))
+    lakes = {**there.settings.lakes, "shared": here.settings.lakes["features"]}
+    to = Place(replace(there.settings, lakes=lakes, tables={"in_delta": "lake://shared"}))
+    assert brought(replicate(here, to=to)) == {"in_parquet/v1": (2, 2)}
+    to = Place(replace(to.settings, registry="lake://shared/_registry", tables={}))
+    report = replicate(here, to=to)
+    assert (brought(report)["in_delta/v1"], report.snapshots, report.small) == ((5, 4), 0, 3)
 
 
 def test_two_at_once_do_no_harm(here: Place, there: Place) -> None:
