@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -19,8 +20,21 @@ from connectors.lakes import joined
 from feature_defs.errors import DataError
 
 LOG = "_delta_log"
-_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.(\d{10})\.(\d{10}))?\.parquet")
-_COLUMNS = ("add.path", "add.size", "add.partitionValues", "metaData.configuration", "metaData.partitionColumns")
+_SIDECARS = "_sidecars"  # in the log's folder, what a V2 checkpoint's adds are in
+# in one file, in several parts, or (V2) in one of a name of its own
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.(\d{10})\.(\d{10})|\.([0-9a-f-]{36}))?\.(?:parquet|json)")
+_COLUMNS = (
+    "add.path",
+    "add.size",
+    "add.partitionValues",
+    "add.deletionVector",
+    "metaData.id",
+    "metaData.configuration",
+    "metaData.partitionColumns",
+    "protocol.readerFeatures",
+    "protocol.writerFeatures",
+    "sidecar.path",
+)
 
 Action = Mapping[str, Any]
 
@@ -37,7 +51,7 @@ class DeltaVersion:
 
 def commit_actions(files: FileStore, uri: str, version: int) -> Iterator[Action]:
     """A commit's actions in their order; FileNotFoundError when Delta's own retention has cleaned it up."""
-    return (json.loads(line) for line in files.read(commit_uri(uri, version)).splitlines() if line.strip())
+    return _json_actions(files.read(commit_uri(uri, version)))
 
 
 def commit_uri(uri: str, version: int) -> str:
@@ -65,27 +79,29 @@ def delta_version(files: FileStore, uri: str, subject: str, version: int | None 
     wanted = max(there) if version is None else version
     if wanted not in there:
         raise DataError(subject, f"has no version {wanted}", hint=f"versions {min(there)} to {max(there)} are there")
-    start, parts = _newest_checkpoint([file.path for file in files.list_files(joined(uri, LOG))], wanted)
+    whole = whole_checkpoints(file.path for file in files.list_files(joined(uri, LOG)))
+    start = max((number for number in whole if number <= wanted), default=-1)
+    parts = whole[start][0] if start >= 0 else ()
     needed = range(start + 1, wanted + 1)
     if not set(needed) <= set(there):
         problem = f"the log of version {wanted} is not all there"
         raise DataError(subject, problem, hint="read it with Spark: .spark()")
     live: dict[tuple[str, str], Action] = {}
     metadata: Action = {}
-    checkpointed = (a for name in parts for a in _checkpoint_actions(files.read(joined(uri, LOG, name))))
+    checkpointed = checkpoint_actions(files, uri, parts)
     committed = (a for number in needed for a in commit_actions(files, uri, number))
     for actions in (checkpointed, committed):
         for action in actions:
             metadata = action.get("metaData") or metadata
             if remove := action.get("remove"):
-                live.pop(_file(remove), None)
+                live.pop(file_key(remove), None)
             if add := action.get("add"):
-                live[_file(add)] = add
-    adds = tuple(sorted(live.values(), key=_file))
+                live[file_key(add)] = add
+    adds = tuple(sorted(live.values(), key=file_key))
     return DeltaVersion(wanted, adds, metadata, _note(files, uri, [number for number in there if number <= wanted]))
 
 
-def _file(action: Action) -> tuple[str, str]:
+def file_key(action: Action) -> tuple[str, str]:
     """What names a live file: its path, and which of its rows are deleted."""
     deleted = action.get("deletionVector") or {}
     return action["path"], "".join(str(deleted.get(part) or "") for part in ("storageType", "pathOrInlineDv", "offset"))
@@ -97,19 +113,54 @@ def _note(files: FileStore, uri: str, numbers: Sequence[int]) -> dict[str, Any]:
     return next((note for note in notes if note), {})
 
 
-def _newest_checkpoint(names: Sequence[str], wanted: int) -> tuple[int, list[str]]:
-    """The version and the files of the newest whole checkpoint up to a version; -1 and none without one."""
-    found: dict[tuple[int, int], list[str]] = {}
+def whole_checkpoints(names: Iterable[str]) -> dict[int, list[tuple[str, ...]]]:
+    """Of the names in a log, each checkpoint of which every part is there, by its version."""
+    found: dict[tuple[int, int, str], list[str]] = {}
     for name in sorted(names):
-        if (match := _CHECKPOINT.fullmatch(name)) and int(match[1]) <= wanted:
-            found.setdefault((int(match[1]), int(match[3] or 1)), []).append(name)
-    whole = [(version, parts) for (version, count), parts in found.items() if len(parts) == count]
-    return max(whole, default=(-1, []))
+        if match := _CHECKPOINT.fullmatch(name):
+            found.setdefault((int(match[1]), int(match[3] or 1), match[4] or ""), []).append(name)
+    whole: dict[int, list[tuple[str, ...]]] = {}
+    for (version, count, _), parts in found.items():
+        if len(parts) == count:
+            whole.setdefault(version, []).append(tuple(parts))
+    return whole
 
 
-def _checkpoint_actions(content: bytes) -> Iterator[Action]:
+def checkpoint_actions(files: FileStore, uri: str, parts: Sequence[str]) -> Iterator[Action]:
+    """The actions of a checkpoint's files, and of the sidecars that they name."""
+    for name in parts:
+        content = files.read(joined(uri, LOG, name))
+        for action in _json_actions(content) if name.endswith(".json") else _parquet_actions(content):
+            if sidecar := action.get("sidecar"):
+                yield from _parquet_actions(files.read(joined(uri, LOG, _sidecar_name(sidecar["path"]))))
+            else:
+                yield action
+
+
+def sidecars(files: FileStore, uri: str, name: str) -> list[str]:
+    """What of the log's folder a checkpoint's file needs besides."""
+    if name.endswith(".json"):
+        actions = _json_actions(files.read(joined(uri, LOG, name)))
+        return [_sidecar_name(action["sidecar"]["path"]) for action in actions if action.get("sidecar")]
+    with files.open(joined(uri, LOG, name)) as file:
+        reader = parquet.ParquetFile(file)
+        if "sidecar" not in reader.schema_arrow.names:
+            return []
+        found = reader.read(columns=["sidecar.path"])["sidecar"].to_pylist()
+    return [_sidecar_name(one["path"]) for one in found if one and one["path"]]
+
+
+def _sidecar_name(path: str) -> str:
+    return joined(_SIDECARS, unquote(path).rpartition("/")[2])
+
+
+def _json_actions(content: bytes) -> Iterator[Action]:
+    return (json.loads(line) for line in content.splitlines() if line.strip())
+
+
+def _parquet_actions(content: bytes) -> Iterator[Action]:
     reader = parquet.ParquetFile(pa.BufferReader(content))
     leaves = [reader.schema.column(i).path for i in range(len(reader.schema))]
-    deleted = ["add.deletionVector"] if any(name.startswith("add.deletionVector.") for name in leaves) else []
-    for batch in reader.iter_batches(columns=[*_COLUMNS, *deleted]):
+    there = [column for column in _COLUMNS if any(leaf == column or leaf.startswith(f"{column}.") for leaf in leaves)]
+    for batch in reader.iter_batches(columns=there):
         yield from batch.to_pylist()

@@ -13,7 +13,6 @@ import io
 import os
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -97,15 +96,15 @@ class LocalFileStore:
 
         def link() -> None:
             _make_folder(path.parent)
-            handle, draft = tempfile.mkstemp(dir=path.parent, prefix=DRAFT)
+            draft = path.with_name(f"{DRAFT}{uuid.uuid4().hex}")
             try:
-                with os.fdopen(handle, "wb") as file:
+                with draft.open("xb") as file:
                     shutil.copyfileobj(source, file, BLOCK)
                     file.flush()
                     os.fsync(file.fileno())
                 os.link(draft, path)  # unlike rename, link fails when the name is taken: of two creators one wins
             finally:
-                Path(draft).unlink()
+                draft.unlink(missing_ok=True)
 
         _told("create", uri, link)
 

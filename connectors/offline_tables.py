@@ -58,6 +58,9 @@ class OfflineTable(Protocol):
     def version(self) -> int | None:
         """The newest version; None when there is no table yet."""
 
+    def versions(self) -> list[int]:
+        """Every version that the table has a record of; whether its files are still there, reading shows."""
+
     def read(self, version: int | None = None) -> DataFrame:
         """The feature rows of a version, by default the newest."""
 
@@ -148,7 +151,10 @@ class DeltaOfflineTable:
 
     def version(self) -> int | None:
         # the log is listed rather than asked of Spark: DESCRIBE HISTORY costs a job, a listing does not
-        return max(commits(self.files, self.uri), default=None)
+        return max(self.versions(), default=None)
+
+    def versions(self) -> list[int]:
+        return commits(self.files, self.uri)
 
     def read(self, version: int | None = None) -> DataFrame:
         return shown(self.read_all(version))
@@ -259,8 +265,11 @@ class ParquetOfflineTable:
     uri: str
 
     def version(self) -> int | None:
+        return max(self.versions(), default=None)
+
+    def versions(self) -> list[int]:
         names = (re.fullmatch(r"(\d{8})\.json", file.path) for file in self.files.list_files(self._manifests))
-        return max((int(name[1]) for name in names if name), default=None)
+        return [int(name[1]) for name in names if name]
 
     def read(self, version: int | None = None) -> DataFrame:
         return shown(self.read_all(version))

@@ -11,8 +11,8 @@
     |- MissingPartError            8    Java, a jar or an optional package is not there
     `- SparkFailed                 9    Spark gave up for a reason that is not the data's: memory, disk, a lost cluster
 
-Exit 0 is success, 1 a bug in Tidemark (with its traceback) or a difference that `diff` or `why` found (with its
-report), 2 is kept for `tidemark plan` that found changes,
+Exit 0 is success, 1 a bug in Tidemark (with its traceback) or a difference that `diff`, `why` or `compare` found (with
+its report), 2 is kept for `tidemark plan` that found changes,
 and a `tidemark test` that failed is 3 too: the definitions are not what their tests say.
 Messages name objects, columns and types; never feature values and never secrets.
 """

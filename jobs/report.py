@@ -13,7 +13,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 
@@ -65,24 +65,29 @@ def counted(number: int, thing: str) -> str:
 
 
 @contextlib.contextmanager
-def step(name: str) -> Iterator[None]:
-    """Show that a step is running, and for how long."""
+def step(name: str, told: Callable[[], str] | None = None) -> Iterator[None]:
+    """Show that a step is running, for how long, and how far it is, if it tells."""
     started = time.monotonic()
     if not sys.stderr.isatty():
         yield
-        print(f"{name}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+        print(f"{_named(name, told)}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
         return
     done = threading.Event()
-    shown = threading.Thread(target=_tick, args=(name, started, done), daemon=True)
+    shown = threading.Thread(target=_tick, args=(name, told, started, done), daemon=True)
     shown.start()
     try:
         yield
     finally:
         done.set()
         shown.join()
-        print(f"\r\033[K{name}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+        print(f"\r\033[K{_named(name, told)}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
 
 
-def _tick(name: str, started: float, done: threading.Event) -> None:
+def _tick(name: str, told: Callable[[], str] | None, started: float, done: threading.Event) -> None:
     while not done.wait(0.2):
-        print(f"\r\033[K{name} ... {time.monotonic() - started:.0f} s", end="", file=sys.stderr, flush=True)
+        shown = f"{_named(name, told)} ... {time.monotonic() - started:.0f} s"
+        print(f"\r\033[K{shown}", end="", file=sys.stderr, flush=True)
+
+
+def _named(name: str, told: Callable[[], str] | None) -> str:
+    return f"{name}, {told()}" if told else name

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
     from connectors.online_client import AsyncOnlineClient, OnlineClient
+    from jobs.compare import CompareReport
     from jobs.compute import ComputeReport
     from jobs.datasets import Dataset
     from jobs.diff import DiffReport
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from jobs.materialize import MaterializeReport
     from jobs.online import OnlineReport
     from jobs.replay import ReplayReport
+    from jobs.replicate import ReplicateReport
     from jobs.testing import CasesReport
     from jobs.training_set import TrainingSetReport
     from jobs.verify import VerifyReport
@@ -183,6 +185,20 @@ class Store:
         from jobs.maintain import maintain
 
         return maintain(self.place, groups, retention=retention, dry_run=dry_run)
+
+    def replicate(self, *groups: str, to: str, **options: Any) -> ReplicateReport:
+        """Bring groups from this place to that of the profile `to`. `options` are those of `jobs.replicate.replicate`:
+        rate, check, parallel, registry, allow_vacuumed, dry_run."""
+        from jobs.replicate import replicate
+
+        return replicate(self.place, groups, to=open_place(to), **options)
+
+    def compare(self, *groups: str, right: str, **options: Any) -> CompareReport:
+        """Hold groups here against those in the place of the profile `right`. `options`: version, every_version,
+        examples, values."""
+        from jobs.compare import compare
+
+        return compare(self.place, groups, right=open_place(right), **options)
 
 
 def open_store(profile: str | None = None) -> Store:
