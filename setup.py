@@ -45,6 +45,9 @@ EXTRAS = {
         "chispa",  # compares DataFrames and shows the rows that differ
         "duckdb",  # the single-node engine that benchmarks are held against
         "packaging",  # reads the requirements above against the lock file
+        "databricks-bundles",  # judges the jobs of conf/databricks without a workspace
+        "check-jsonschema",  # brings the published schema of compose files
+        "pyyaml",  # reads both
     ],
     "dev": [
         "ruff",  # lint and format
@@ -71,6 +74,9 @@ setup(
     package_data={"": ["*"]},  # what lies beside the modules travels with them: templates, sample data, py.typed
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["tidemark = jobs.command_line:main"]},
+    entry_points={
+        "console_scripts": ["tidemark = jobs.command_line:main"],
+        "tidemark.tasks": ["tidemark-task = jobs.command_line:run_task"],  # what a Databricks wheel task names
+    },
     zip_safe=True,  # it runs from tidemark.zip under --py-files
 )
