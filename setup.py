@@ -1,7 +1,7 @@
 """What Tidemark ships and what it needs. Build settings and tool settings are in pyproject.toml.
 
 The package names are generic, so they are listed, never found: the wheel's top level is feature_defs, connectors and
-jobs and nothing else. `make lock` turns the requirements below, with all extras but torch, into
+jobs and nothing else. `make lock` turns the requirements below, with all extras but airflow and torch, into
 requirements.lock.
 """
 
@@ -35,6 +35,9 @@ EXTRAS = {
     ],
     "hdfs": [
         "hdfs",  # WebHDFS in plain Python, so that the registry needs neither Java nor libhdfs
+    ],
+    "airflow": [
+        "apache-airflow>=3",  # DAGs of the registry; not in the lock: heavy, and it pins much of what others need
     ],
     "torch": [
         "torch",  # Dataset.torch; not in the lock: gigabytes, and which build is right depends on the machine

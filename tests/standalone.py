@@ -1,4 +1,4 @@
-"""A real Spark Standalone on loopback: a Master and Workers, JVMs of their own, that can be killed with their executors.
+"""A real Spark Standalone on loopback: a Master and Workers, JVMs of their own, to be killed with their executors.
 
 They are started by docker/standalone.sh, the command of the containers, and log to one folder.
 """

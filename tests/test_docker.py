@@ -1,4 +1,4 @@
-"""The containers of docker/, without an engine: by the published schema of compose files, and what would not come up."""
+"""The containers of docker/, without an engine: by the schema of compose files, and what would not come up."""
 
 from __future__ import annotations
 
