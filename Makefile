@@ -9,7 +9,7 @@ NAME   :=
 ARGS   :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench dist lock up clean java
+.PHONY: help demo test check bench dist lock up clean java airflow
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -18,7 +18,7 @@ help:  ## this list
 demo: $(VENV)/.installed java  ## the whole way, from raw rows to an online read, on this machine
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tidemark demo $(ARGS)
 
-test: $(VENV)/.installed java  ## the tests; ARGS="-k codec" for some of them
+test: $(VENV)/.installed java airflow  ## the tests; ARGS="-k codec" for some of them
 	@$(PY) -m pytest $(ARGS)
 
 check: $(VENV)/.installed  ## lint, format and types
@@ -53,13 +53,23 @@ $(VENV)/.installed: $(VENV)/.locked setup.py pyproject.toml
 	@$(PY) -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Airflow in an environment of its own, for the test of its DAGs.
+airflow: build/airflow/.installed
+
+build/airflow/.installed: tests/airflow.lock
+	@echo 'Making build/airflow from tests/airflow.lock (half a minute)'
+	@$(PYTHON) -m venv --clear build/airflow
+	@build/airflow/bin/python -m pip --disable-pip-version-check install --quiet -r tests/airflow.lock
+	@touch $@
+
 # Only says so: `tidemark` itself looks in more places and stops with a hint.
 java:
 	@found=$$("$${JAVA_HOME:+$$JAVA_HOME/bin/}java" -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p'); \
 	    [ "$${found:-0}" -ge 17 ] || \
 	    echo 'Java 17 is missing: apt-get install openjdk-17-jre-headless | brew install openjdk@17'
 
-# The extras of LOCKED: all but torch, whose wheels are gigabytes and whose right build depends on the machine.
+# The extras of LOCKED: all but torch, whose wheels are gigabytes and whose right build depends on the machine, and
+# airflow, which pins half of PyPI.
 lock:  ## resolve setup.py with its extras to requirements.lock; ARGS=--upgrade for newer versions
 	@uv=$$(command -v uv) || { uv=build/lock/bin/uv; \
 	    [ -x "$$uv" ] || { $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install --quiet uv; }; }; \

@@ -1,7 +1,7 @@
 """What Tidemark ships and what it needs. Build settings and tool settings are in pyproject.toml.
 
 The package names are generic, so they are listed, never found: the wheel's top level is feature_defs, connectors and
-jobs and nothing else. `make lock` turns the requirements below, with all extras but torch, into
+jobs and nothing else. `make lock` turns the requirements below, with all extras but airflow and torch, into
 requirements.lock.
 """
 
@@ -36,6 +36,9 @@ EXTRAS = {
     "hdfs": [
         "hdfs",  # WebHDFS in plain Python, so that the registry needs neither Java nor libhdfs
     ],
+    "airflow": [
+        "apache-airflow>=3",  # DAGs of the registry; not in the lock: heavy, and it pins much of what others need
+    ],
     "torch": [
         "torch",  # Dataset.torch; not in the lock: gigabytes, and which build is right depends on the machine
     ],
@@ -46,6 +49,9 @@ EXTRAS = {
         "duckdb",  # the single-node engine that benchmarks are held against
         "cryptography",  # certificates for TLS; azure-identity brings it too
         "packaging",  # reads the requirements above against the lock file
+        "databricks-bundles",  # judges the jobs of conf/databricks without a workspace
+        "check-jsonschema",  # brings the published schema of compose files
+        "pyyaml",  # reads both
     ],
     "dev": [
         "ruff",  # lint and format
@@ -72,6 +78,9 @@ setup(
     package_data={"": ["*"]},  # what lies beside the modules travels with them: templates, sample data, py.typed
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["tidemark = jobs.command_line:main"]},
+    entry_points={
+        "console_scripts": ["tidemark = jobs.command_line:main"],
+        "tidemark.tasks": ["tidemark-task = jobs.command_line:run_task"],  # what a Databricks wheel task names
+    },
     zip_safe=True,  # it runs from tidemark.zip under --py-files
 )

@@ -109,6 +109,17 @@ def _spark_says(text: str) -> str:
     return found[0] if found else text.partition("\n")[0]
 
 
+def run_task() -> None:
+    """A wheel task on Databricks: its runner drops what an entry point returns; only an exception fails the task."""
+    code = main()
+    if code != EXIT_DONE:
+        raise TaskFailed(f"`tidemark {' '.join(sys.argv[1:2])}` ended with exit code {code}; its message is above")
+
+
+class TaskFailed(Exception):
+    """A verb in a wheel task did not do what it was asked."""
+
+
 def run_verb(verb: str) -> NoReturn:
     """What a verb's own file does when it is run as a script."""
     raise SystemExit(main([verb, *sys.argv[1:]]))
