@@ -7,6 +7,7 @@ DIST   := dist
 LOCKED := spark embedded adls hdfs test dev
 NAME   :=
 ARGS   :=
+WORKERS := 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench dist lock up clean java airflow
@@ -19,7 +20,7 @@ demo: $(VENV)/.installed java  ## the whole way, from raw rows to an online read
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tidemark demo $(ARGS)
 
 test: $(VENV)/.installed java airflow  ## the tests; ARGS="-k codec" for some of them
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/.installed  ## lint, format and types
 	@failed=0; for tool in 'ruff check .' 'ruff format --check .' mypy; do $(PY) -m $$tool || failed=1; done; exit $$failed

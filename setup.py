@@ -44,6 +44,7 @@ EXTRAS = {
     ],
     "test": [
         "pytest",
+        "pytest-xdist",  # two workers: one driver keeps one core busy
         "hypothesis",  # rules of time and the codec are held against plain loops
         "chispa",  # compares DataFrames and shows the rows that differ
         "duckdb",  # the single-node engine that benchmarks are held against
