@@ -38,8 +38,8 @@ SPARK_CONF = {
 }
 
 
-# `make test` runs two workers, each with a Spark of its own. A file is one worker's, and so are those that start the same
-# servers in this session.
+# `make test` runs two workers, each with a Spark of its own. All of a file is one worker's, and so are these, which
+# start the same servers.
 WITH_LAKES = {"test_file_stores", "test_lake_faults", "test_lakes", "test_registry", "test_replicas"}
 
 

@@ -8,17 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from connectors.offline_tables import open_table
 from feature_defs import Entity, Feature, FeatureGroup, Service, Source
 from jobs.compute import compute
 from jobs.datasets import open_dataset
-from jobs.maintain import maintain
-from jobs.place import Place, open_place
+from jobs.place import Place
 from jobs.training_set import training_set
 from tests.emulator import Emulator
 from tests.hdfs_daemons import Hdfs
 from tests.lab import NOW, Table, register
-from tests.lake_kinds import KINDS, ROOT, adls_settings, hdfs_settings, new_lake
+from tests.lake_kinds import KINDS, adls_settings, hdfs_settings
 from tests.pipe_tables import assert_rows
 
 customer = Entity("customer", keys={"customer_id": "string"})

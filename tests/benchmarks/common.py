@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +67,23 @@ def seconds(action: Callable[[], object]) -> float:
     return time.monotonic() - started
 
 
-@contextmanager
-def watched_memory() -> Iterator[list[float]]:
+def watched_memory() -> AbstractContextManager[list[float]]:
     """The most that this process and all below it held at once, in GiB; 0 where /proc does not tell."""
+    return _watched(lambda: _resident(os.getpid()) / 2**30)
+
+
+def watched_workers() -> AbstractContextManager[list[float]]:
+    """The most that one Python worker of Spark held, in MiB."""
+    return _watched(lambda: _largest_worker() / 2**20)
+
+
+@contextmanager
+def _watched(measure: Callable[[], float]) -> Iterator[list[float]]:
     peak, stop = [0.0], threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.5):
-            peak[0] = max(peak[0], _resident(os.getpid()) / 2**30)
+            peak[0] = max(peak[0], measure())
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -98,6 +107,16 @@ def _resident(root: int) -> int:
         found = {pid for pid, parent in parents.items() if parent in below} - below
         below |= found
     return sum(sizes.get(pid, 0) for pid in below)
+
+
+def _largest_worker() -> int:
+    largest = 0
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if b"pyspark.daemon" in (entry / "cmdline").read_bytes():
+                pages = int((entry / "statm").read_text().split()[1])
+                largest = max(largest, pages * os.sysconf("SC_PAGE_SIZE"))
+    return largest
 
 
 def feast_python() -> Path:

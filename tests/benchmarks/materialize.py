@@ -7,10 +7,11 @@
 that reads no table, encodes nothing and compares nothing. `redis_py` is what one writes first: foreachPartition, each
 row packed by struct, pipelines of 1,000 HSETs. All write the same keys and values into the same Redis, which is emptied
 before each; the numbers of keys and the bytes of a sample are compared after each. `again` loads once more what is
-there: every value is compared, and found to be there. `feast` is Feast's materialize of a tenth of the entities, in
-entities a second. `cluster` is three servers of a Redis Cluster. `job` is the whole
-verb over ten rows of history an entity, `one_percent` the verb after a hundredth of the entities got a new row. The
-last line is one JSON object; times are seconds, medians, and the first round is not counted.
+there: every value is compared, and found to be there. `x10` is ten times the entities in one load, with the memory of
+the largest Python worker. `feast` is Feast's materialize of a tenth of the entities. `cluster` is three servers of a
+Redis Cluster. `job` is the whole verb over ten rows of history an entity, `one_percent` the verb after a hundredth of
+the entities got a new row. The last line is one JSON object; times are seconds, medians, and the first round is not
+counted.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import redis  # noqa: E402
 from pyspark.sql import DataFrame, Row  # noqa: E402
+from pyspark.sql import functions as F  # noqa: E402
 
 from connectors import codec, embedded_redis  # noqa: E402
 from connectors.codec import ValueSchema  # noqa: E402
@@ -50,7 +52,7 @@ from jobs.online_load import load_rows, partition_load  # noqa: E402
 from jobs.place import Place, time_of  # noqa: E402
 from jobs.settings import OnlineSettings  # noqa: E402
 from jobs.transforms.latest import without_limits  # noqa: E402
-from tests.benchmarks.common import place_in, progress, redis_on_tcp, rounded, seconds, told_by_feast  # noqa: E402
+from tests.benchmarks.common import place_in, progress, redis_on_tcp, rounded, seconds, told_by_feast, watched_workers  # noqa: E402
 from tests.lab import register  # noqa: E402
 from tests.redis_cluster import Cluster  # noqa: E402
 
@@ -149,6 +151,14 @@ def through_partitions(rows: DataFrame, address: RedisAddress, entities: int) ->
     assert counts.written == counts.entities == entities, counts
 
 
+def ten_times(rows: DataFrame, entities: int) -> DataFrame:
+    """Ten entities for each of the rows."""
+    copies = rows.sparkSession.range(0, 10, 1, 1).withColumnRenamed("id", "copy")
+    key = (F.col("customer_id") + F.col("copy") * F.lit(entities)).alias("customer_id")
+    others = [name for name in rows.columns if name != "customer_id"]
+    return rows.crossJoin(F.broadcast(copies)).select(key, *others)
+
+
 # measuring
 
 
@@ -195,6 +205,14 @@ def measured(folder: Path, entities: int) -> dict[str, Any]:
         before = server.info("memory")["used_memory"]
         through_partitions(tables["parquet"], address, entities)
         memory = (server.info("memory")["used_memory"] - before) / entities
+        loads = []
+        for rows, count in ((tables["parquet"], entities), (ten_times(tables["parquet"], entities), 10 * entities)):
+            progress(f"{count:,} entities")
+            server.flushall()
+            with watched_workers() as peak:
+                took = seconds(lambda rows=rows, count=count: through_partitions(rows, address, count))  # type: ignore[misc]
+            loads.append((count / took, peak[0]))
+        server.flushall()
     embedded_redis.stop(folder / "redis")
     progress("Feast")
     (folder / "online").mkdir()
@@ -222,6 +240,9 @@ def measured(folder: Path, entities: int) -> dict[str, Any]:
         "bytes_vs_feast_one_group": memory / feast["bytes_an_entity"],
         "cluster_vs_single": median["parquet"] / cluster,
         "entities_per_second": entities / median["parquet"],
+        "entities_per_second_x10": loads[1][0],
+        "worker_mib": loads[0][1],
+        "worker_mib_x10": loads[1][1],
         "bytes_an_entity": memory,
         "seconds": {**median, "cluster": cluster},
         "first_seconds": {name: found[0] for name, found in times.items()},
