@@ -16,7 +16,7 @@ lives a second longer than its last value, and a value that is past its ttl by t
 What it needs of a restricted Redis user: EVALSHA, SCRIPT LOAD, EXISTS, HGET, HSET, HSETNX, HMGET, HDEL, PTTL,
 PEXPIREAT, PERSIST, TIME, PING, on the keys of its prefix, and MULTI and EXEC, without which it is slower. In a Redis
 Cluster also ASKING, COMMAND and CLUSTER SLOTS. An audit of all entities asks INFO, SCAN and HEXISTS, too; a forecast
-INFO and, where it may, CONFIG GET; generations EVAL, HGETALL, HKEYS, INFO, SCAN and UNLINK.
+INFO and, where it may, CONFIG GET; generations EVAL, HINCRBY, HGETALL, HKEYS, SCAN, INFO and UNLINK.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import datetime
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 from connectors import codec
-from connectors.generations import begin, generations, remove_dropped, switch
+from connectors.generations import begin, generations, remove_unread, switch
 from connectors.lakes import joined
 from connectors.receipts import Receipt, read_receipt, write_receipt
 from connectors.redis_online import RedisOnlineStore, open_redis
@@ -28,15 +28,15 @@ from feature_defs.errors import EXIT_DONE, OnlineStoreError, UsageError
 from feature_defs.join_plan import group_join
 from feature_defs.model import FeatureGroup
 from jobs import arguments
-from jobs.forecast import ForecastReport, forecast
+from jobs.forecast import ForecastReport, estimated, forecast
 from jobs.joining import keeping
-from jobs.load_work import FIRST_LOAD, Loading
+from jobs.load_work import FIRST_LOAD, NOTHING, Loading
 from jobs.online_address import at_store, in_generation, online_address, store_names
 from jobs.online_load import LoadCounts, load_rows, partition_load, writers_for
-from jobs.place import LOAD_WORK, Place, new_run, now_us, online_folder, online_groups, time_of
+from jobs.place import LOAD_WORK, Place, new_run, now_us, online_folder, online_groups
 from jobs.report import counted, step, table
 from jobs.settings import MAIN_STORE
-from jobs.verify import verify
+from jobs.verify import audited
 
 
 @dataclass(frozen=True)
@@ -146,43 +146,79 @@ def materialize(
     full: bool = False,
     rate: float | None = None,
     stores: Sequence[str] = (),
-    generation: bool = False,
 ) -> MaterializeReport:
     """Load these groups (none: every online group that is not deprecated) as they are at `now` into these stores.
 
     What a store's last load already brought is left out, unless `full`. `rate` is the most entities a second.
     """
+    snapshot = place.applied()
+    run = _Run(new_run(), snapshot, online_groups(snapshot, groups), now_us(now), full, _checked(rate))
+
+    def load(there: Place, name: str, found: _Found) -> None:
+        _load_store(in_generation(there), name, run, found)
+
+    return _each_store(place, store_names(place, stores), run, load)
+
+
+def materialize_generation(
+    place: Place,
+    *,
+    now: datetime.datetime | None = None,
+    rate: float | None = None,
+    stores: Sequence[str] = (),
+) -> MaterializeReport:
+    """Load every online group under new keys, hold them against the offline tables, then let clients read them."""
+    names, snapshot = store_names(place, stores), place.applied()
+    for name in names:
+        if not at_store(place, name).settings.online.generations:
+            hint = "set generations = true beside its url and open clients with that; then run this again"
+            raise UsageError(f"Online store '{name}'", "its clients do not look for generations", hint=hint)
+    groups = _of_generation(place, snapshot)
+    for group in groups:
+        place.computed(snapshot, group)  # before the generation to go back to is given up
+    run = _Run(new_run(), snapshot, groups, now_us(now), True, _checked(rate))
+
+    def load(there: Place, name: str, found: _Found) -> None:
+        _load_generation(there, name, run, found, now)
+
+    return _each_store(place, names, run, load)
+
+
+def _checked(rate: float | None) -> float | None:
     if rate is not None and not rate > 0:
         problem = f"{rate:g} is not above 0"
         raise UsageError("Option --rate", problem, hint="write how many entities a second, as in 20000")
-    if generation and groups:
-        problem = "a generation holds every online group, and only some are named"
-        raise UsageError("Option --generation", problem, hint="leave --group out")
-    started = time.monotonic()
-    snapshot = place.applied()
-    chosen = _of_generation(place, snapshot) if generation else online_groups(snapshot, groups)
-    run = _Run(new_run(), snapshot, chosen, now_us(now), full or generation, rate)
-    loaded: list[LoadedGroup] = []
-    switched: list[Switched] = []
-    failed: list[FailedStore] = []
-    names = store_names(place, stores)
+    return rate
+
+
+@dataclass
+class _Found:
+    """What a run has done so far."""
+
+    loaded: list[LoadedGroup] = field(default_factory=list)
+    switched: list[Switched] = field(default_factory=list)
+    failed: list[FailedStore] = field(default_factory=list)
+
+
+def _each_store(
+    place: Place, names: Sequence[str], run: _Run, load: Callable[[Place, str, _Found], None]
+) -> MaterializeReport:
+    """One store after the other; what is wrong with one of several is told in the report."""
+    started, found = time.monotonic(), _Found()
     for name in names:
         try:
-            if generation:
-                switched.append(_load_generation(at_store(place, name), name, run, loaded))
-            else:
-                _load_store(in_generation(at_store(place, name)), name, run, loaded)
-        except OnlineStoreError as error:  # noqa: PERF203  # the other stores are still to be loaded
+            load(at_store(place, name), name, found)
+        except (OnlineStoreError, UsageError) as error:  # noqa: PERF203  # the other stores are still to be loaded
             if len(names) == 1:
                 raise
-            failed.append(FailedStore(name, f"{error.subject}: {error.problem}", error.hint))
+            found.failed.append(FailedStore(name, f"{error.subject}: {error.problem}", error.hint))
     return MaterializeReport(
         run=run.name,
-        snapshot=snapshot.number,
-        groups=tuple(loaded),
-        switched=tuple(switched),
-        failed=tuple(failed),
-        rows=sum(group.rows for group in loaded),
+        snapshot=run.snapshot.number,
+        groups=tuple(found.loaded),
+        switched=tuple(found.switched),
+        failed=tuple(found.failed),
+        rows=sum(group.rows for group in found.loaded),
         seconds=round(time.monotonic() - started, 3),
     )
 
@@ -193,38 +229,39 @@ def _of_generation(place: Place, snapshot: Snapshot) -> list[FeatureGroup]:
     return [g for g in groups if g.online and not (g.is_deprecated and place.table(g).version() is None)]
 
 
-def _load_generation(place: Place, name: str, run: _Run, loaded: list[LoadedGroup]) -> Switched:
-    """Load everything under new keys, hold it against the offline tables, then let clients read it."""
-    address = online_address(place)
-    if not place.settings.online.generations:
-        hint = "set generations = true beside its url and open clients with that; then run this again"
-        raise UsageError(f"Online store '{name}'", "its clients do not look for generations", hint=hint)
+def _load_generation(place: Place, name: str, run: _Run, found: _Found, now: datetime.datetime | None) -> None:
+    address, before = online_address(place), online_address(in_generation(place))
     with open_redis(address) as store:
         number = begin(store)
         with step(f"remove generations of {name} that nobody reads"):
-            removed = remove_dropped(store)
-        before = generations(store).now or 0
-    new = in_generation(place, number)
+            removed = remove_unread(store)
+    new, loaded = in_generation(place, number), _Found()
     _load_store(new, name, run, loaded)
-    audit = verify(new, [group.name for group in run.groups], now=time_of(run.now_us))
+    # What came while that was loaded, so that clients do not go back in time.
+    since = replace(run, name=f"{run.name}-since", now_us=now_us(now), full=False)
+    _load_store(new, name, since, loaded)
+    found.loaded += [group for group in loaded.loaded if group.how != NOTHING]
+    versions = {group.group: group.table_version for group in loaded.loaded}
+    audit = audited(new, run.snapshot, run.groups, versions=versions, now_us=since.now_us)
     if not audit.agrees:
-        faults = ", ".join(group.group for group in audit.groups if not group.agrees)
-        problem = f"generation {number} is not what the offline tables hold ({faults}); {before} is still read"
+        faults = "; ".join(f"{group.group}: {group.told_faults}" for group in audit.groups if not group.agrees)
+        problem = f"generation {number} is not what the offline tables hold ({faults}); it is not read"
         raise OnlineStoreError(str(address), problem, hint="run it again; it begins another one")
-    with open_redis(online_address(in_generation(place, before))) as store:
+    with open_redis(before) as store:
         there = store.loaded_fields()
     with open_redis(address) as store:
-        switch(store, number)
+        switch(store, number, keeps_before=bool(there))
     fields = {codec.field_name(group.name, group.version) for group in run.groups}
-    return Switched(name, number, removed, tuple(field.decode() for field in there if field not in fields))
+    left = tuple(field.decode().replace(":", " v") for field in there if field not in fields)
+    found.switched.append(Switched(name, number, removed, left))
 
 
-def _load_store(place: Place, name: str, run: _Run, loaded: list[LoadedGroup]) -> None:
+def _load_store(place: Place, name: str, run: _Run, found: _Found) -> None:
     """Load the groups into the place's online store."""
     beside = "" if name == MAIN_STORE else f" into {name}"
     for group in run.groups:
         with step(f"materialize {group.name}{beside}"), data_errors(f"FeatureGroup '{group.name}'"):
-            loaded.append(_load(place, name, run, group))
+            found.loaded.append(_load(place, name, run, group))
 
 
 def _load(place: Place, name: str, run: _Run, group: FeatureGroup) -> LoadedGroup:
@@ -232,7 +269,7 @@ def _load(place: Place, name: str, run: _Run, group: FeatureGroup) -> LoadedGrou
     started = time.monotonic()
     snapshot, address = run.snapshot, online_address(place)
     source, version = place.computed(snapshot, group)
-    definition, field = snapshot.since[group.name], codec.field_name(group.name, group.version)
+    definition, stored_in = snapshot.since[group.name], codec.field_name(group.name, group.version)
     folder = online_folder(place, group)
     of_store = run.name if name == MAIN_STORE else f"{run.name}-{name}"
     with open_redis(address) as store:
@@ -266,7 +303,7 @@ def _load(place: Place, name: str, run: _Run, group: FeatureGroup) -> LoadedGrou
     )
     write_receipt(folder, done)
     with open_redis(address) as store:
-        store.set_last_load(field, of_store)
+        store.set_last_load(stored_in, of_store)
     return LoadedGroup(
         store=name,
         group=group.name,
@@ -286,24 +323,37 @@ def _load(place: Place, name: str, run: _Run, group: FeatureGroup) -> LoadedGrou
 
 
 def dry_run(
-    place: Place,
-    groups: Sequence[str] = (),
-    *,
-    now: datetime.datetime | None = None,
-    store: str = MAIN_STORE,
-    generation: bool = False,
+    place: Place, groups: Sequence[str] = (), *, now: datetime.datetime | None = None, store: str = MAIN_STORE
 ) -> ForecastReport:
     """What a full load of a store would take; its time by the loads that it names."""
-    base = at_store(place, store)
-    there = in_generation(base)
-    with open_redis(online_address(there)) as opened:
-        receipts = [_last_receipt(opened, place, group) for group in online_groups(place.applied(), groups)]
+    there = in_generation(at_store(place, store))
+    return forecast(there, groups, now, rate=_last_rate(there, online_groups(place.applied(), groups)))
+
+
+def dry_run_of_generation(
+    place: Place, *, now: datetime.datetime | None = None, store: str = MAIN_STORE
+) -> ForecastReport:
+    """What a whole new generation of a store would take beside the one that is read."""
+    base, snapshot = at_store(place, store), place.applied()
+    groups = _of_generation(place, snapshot)
+    names, rate = [group.name for group in groups], _last_rate(in_generation(base), groups)
+    with open_redis(online_address(base)) as opened:
+        found = generations(opened)
+    there = in_generation(base, found.last + 1)
+    if found.before is None:
+        return forecast(there, names, now, rate=rate)
+    # Whether it fits is not known: what is removed first still takes its memory.
+    report = estimated(there, names, now, rate=rate)
+    given_up = f"the memory of generation {found.before}, which a load removes first, is counted as used"
+    return replace(report, warnings=(*report.warnings, given_up))
+
+
+def _last_rate(place: Place, groups: Sequence[FeatureGroup]) -> float | None:
+    """Entities a second of the loads that the place's store names."""
+    with open_redis(online_address(place)) as store:
+        receipts = [_last_receipt(store, place, group) for group in groups]
     known = [receipt for receipt in receipts if receipt is not None and receipt.written]
-    rate = sum(receipt.written for receipt in known) / sum(receipt.seconds for receipt in known) if known else None
-    if generation:
-        with open_redis(online_address(base)) as opened:
-            there = in_generation(base, generations(opened).last + 1)
-    return forecast(there, groups, now, rate=rate)
+    return sum(receipt.written for receipt in known) / sum(receipt.seconds for receipt in known) if known else None
 
 
 def _last_receipt(store: RedisOnlineStore, place: Place, group: FeatureGroup) -> Receipt | None:
@@ -332,25 +382,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="load everything under new keys, audit it, then let clients read these at once",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="only forecast keys, bytes, memory and time of a full load"
+        "--dry-run",
+        action="store_true",
+        help="only forecast keys, bytes, memory and time of a full load of one store (default: that of [online])",
     )
 
 
 def run(place: Place, args: argparse.Namespace) -> MaterializeReport | ForecastReport:
+    if args.generation and args.groups:
+        problem = "a generation holds every online group, and only some are named"
+        raise UsageError("Option --generation", problem, hint="leave --group out")
     if args.dry_run:
         if len(args.stores) > 1:
             raise UsageError("Option --dry-run", "looks at one online store", hint="name one --store")
         (store,) = args.stores or [MAIN_STORE]
-        return dry_run(place, args.groups, now=args.now, store=store, generation=args.generation)
-    return materialize(
-        place,
-        args.groups,
-        now=args.now,
-        full=args.full,
-        rate=args.rate,
-        stores=args.stores,
-        generation=args.generation,
-    )
+        if args.generation:
+            return dry_run_of_generation(place, now=args.now, store=store)
+        return dry_run(place, args.groups, now=args.now, store=store)
+    if args.generation:
+        return materialize_generation(place, now=args.now, rate=args.rate, stores=args.stores)
+    return materialize(place, args.groups, now=args.now, full=args.full, rate=args.rate, stores=args.stores)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from connectors import embedded_redis
-from connectors.generations import generations, prefix_of
+from connectors.generations import generation_now, prefix_of
 from connectors.redis_online import RedisAddress, open_redis
 from feature_defs.errors import UsageError, listed, near_miss
 from jobs.named_secrets import secret
@@ -70,7 +70,7 @@ def in_generation(place: Place, number: int | None = None) -> Place:
     online, address = place.settings.online, online_address(place)
     if number is None:
         with open_redis(address) as store:  # refuses clearly before any Spark job runs
-            number = generations(store).now
+            number = generation_now(store)
         if number is not None and not online.generations:
             problem = f"its keys have generations, of which {number} is read, and the profile does not say so"
             raise UsageError(str(address), problem, hint="set generations = true beside its url, for clients too")

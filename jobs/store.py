@@ -15,6 +15,7 @@ from jobs.history import HistoryReport, history
 from jobs.list import Criteria, ListReport, list_definitions
 from jobs.place import Place, find_service, open_place
 from jobs.plan import PlanReport, plan
+from jobs.settings import MAIN_STORE
 from jobs.show import ShowReport, show
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from jobs.generate import GenerateReport
     from jobs.maintain import MaintainReport
     from jobs.materialize import MaterializeReport
-    from jobs.online import OnlineReport
+    from jobs.online import GenerationsReport, OnlineReport
     from jobs.replay import ReplayReport
     from jobs.replicate import ReplicateReport
     from jobs.testing import CasesReport
@@ -144,10 +145,16 @@ class Store:
         return why(self.place, dataset, feature, row, at=at)
 
     def materialize(self, *groups: str, now: datetime.datetime | None = None, **options: Any) -> MaterializeReport:
-        """`options` are those of `jobs.materialize.materialize`: full, rate, stores, generation."""
+        """`options` are those of `jobs.materialize.materialize`: full, rate, stores."""
         from jobs.materialize import materialize
 
         return materialize(self.place, groups, now=now, **options)
+
+    def materialize_generation(self, *, now: datetime.datetime | None = None, **options: Any) -> MaterializeReport:
+        """`options` are those of `jobs.materialize.materialize_generation`: rate, stores."""
+        from jobs.materialize import materialize_generation
+
+        return materialize_generation(self.place, now=now, **options)
 
     def verify(
         self, *groups: str, sample: int | None = 10_000, now: datetime.datetime | None = None, **options: Any
@@ -157,29 +164,39 @@ class Store:
 
         return verify(self.place, groups, sample=sample, now=now, **options)
 
-    def online(
-        self, entity: dict[str, str], *, service: str = "", group: str = "", check: bool = False
-    ) -> OnlineReport:
+    def online(self, entity: dict[str, str], **options: Any) -> OnlineReport:
+        """`options` are those of `jobs.online.online_get`: service or group, check, now, store."""
         from jobs.online import online_get
 
-        return online_get(self.place, entity, service=service, group=group, check=check)
+        return online_get(self.place, entity, **options)
 
-    def online_client(self, service: str, **options: Any) -> OnlineClient:
+    def online_generations(self, *, store: str = MAIN_STORE) -> GenerationsReport:
+        from jobs.online import online_generations
+
+        return online_generations(self.place, store=store)
+
+    def online_rollback(self, *, store: str = MAIN_STORE) -> GenerationsReport:
+        from jobs.online import online_rollback
+
+        return online_rollback(self.place, store=store)
+
+    def online_client(self, service: str, *, store: str = MAIN_STORE, **options: Any) -> OnlineClient:
         """What an application reads a service with, without Spark: docs/online-client.md.
 
         `options` are those of `OnlineClient.open`: prefix, fallback, connections.
         """
         from connectors.online_client import OnlineClient
-        from jobs.online_address import online_address
+        from jobs.online_address import at_store, online_address
 
-        return OnlineClient.open(self.place.registry, service, online_address(self.place), **options)
+        return OnlineClient.open(self.place.registry, service, online_address(at_store(self.place, store)), **options)
 
-    def async_online_client(self, service: str, **options: Any) -> AsyncOnlineClient:
+    def async_online_client(self, service: str, *, store: str = MAIN_STORE, **options: Any) -> AsyncOnlineClient:
         """The same for asyncio."""
         from connectors.online_client import AsyncOnlineClient
-        from jobs.online_address import online_address
+        from jobs.online_address import at_store, online_address
 
-        return AsyncOnlineClient.open(self.place.registry, service, online_address(self.place), **options)
+        address = online_address(at_store(self.place, store))
+        return AsyncOnlineClient.open(self.place.registry, service, address, **options)
 
     def maintain(self, *groups: str, retention: str = "7d", dry_run: bool = False) -> MaintainReport:
         from jobs.maintain import maintain

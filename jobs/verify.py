@@ -17,7 +17,7 @@ import heapq
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +71,7 @@ _FOUND = (
 _VERDICT, _FEATURE, _EXAMPLE, _BUCKET = "verdict", "feature", "example", "bucket"
 
 _REPAIRS = {
-    (MISSING, STALE, DIFFERS, UNREADABLE): "to repair {verdicts}: `tidemark materialize --full --group {group}`",
+    (MISSING, STALE, DIFFERS, UNREADABLE): "to repair {verdicts}: `tidemark materialize --full --group {group}{store}`",
     (AHEAD,): "no load replaces what is {verdicts}: remove it (HDEL), or choose another key_prefix for a new registry",
     (SURPLUS,): "no load knows of what is {verdicts}: remove it (HDEL)",
 }
@@ -114,11 +114,16 @@ class AuditedGroup:
     agrees: bool
     seconds: float
 
+    @property
+    def told_faults(self) -> str:
+        return ", ".join(f"{getattr(self, verdict):,} {verdict}" for verdict in FAULTS if getattr(self, verdict))
+
 
 @dataclass(frozen=True)
 class VerifyReport:
     snapshot: int
     now: datetime.datetime
+    store: str
     seed: int
     groups: tuple[AuditedGroup, ...]
     agrees: bool
@@ -160,10 +165,13 @@ class VerifyReport:
         ]
         if examples:
             told.append(table(["for example", "key", "offline (UTC)", "online (UTC)", "features"], examples))
+        store = "" if self.store == MAIN_STORE else f" --store {self.store}"
         for group in self.groups:
             for verdicts, hint in _REPAIRS.items():
                 if there := [verdict for verdict in verdicts if getattr(group, verdict)]:
-                    told.append(f"  {group.group}: {hint.format(verdicts=', '.join(there), group=group.group)}")
+                    told.append(
+                        f"  {group.group}: {hint.format(verdicts=', '.join(there), group=group.group, store=store)}"
+                    )
         total = "online and offline agree" if self.agrees else "online and offline DIFFER"
         return "\n".join([*told, f"{total}, {self.seconds:.1f} s (registry snapshot {self.snapshot})"])
 
@@ -184,14 +192,43 @@ def verify(
     store: str = MAIN_STORE,
 ) -> VerifyReport:
     """Audit these groups (none: every online group that is not deprecated); `sample` None is every entity."""
-    started = time.monotonic()
     if sample is not None and sample < 1:
         raise UsageError("Option --sample", f"{sample} is less than one entity", hint="write 1 or more, or all")
     if examples < 0:
         raise UsageError("Option --examples", f"{examples} is less than none", hint="write 0 or more")
-    snapshot, at = place.applied(), now_us(now)
-    there, chosen = in_generation(at_store(place, store)), online_groups(snapshot, groups)
-    audits = [_Audit.of(there, snapshot, group, examples=examples, now=at) for group in chosen]
+    snapshot, there = place.applied(), in_generation(at_store(place, store))
+    return audited(
+        there,
+        snapshot,
+        online_groups(snapshot, groups),
+        now_us=now_us(now),
+        sample=sample,
+        seed=seed,
+        examples=examples,
+        no_newer=no_newer,
+        store=store,
+    )
+
+
+def audited(
+    place: Place,
+    snapshot: Snapshot,
+    groups: Sequence[FeatureGroup],
+    *,
+    now_us: int,
+    versions: Mapping[str, int] | None = None,
+    sample: int | None = SAMPLE,
+    seed: int = SEED,
+    examples: int = EXAMPLES,
+    no_newer: bool = False,
+    store: str = MAIN_STORE,
+) -> VerifyReport:
+    """The place's online store held against these groups' tables, at their newest or at these versions."""
+    started, at = time.monotonic(), now_us
+    audits = [
+        _Audit.of(place, snapshot, group, (versions or {}).get(group.name), examples=examples, now=at)
+        for group in groups
+    ]
     for audit in audits:
         with step(f"verify {audit.group.name}"), data_errors(f"FeatureGroup '{audit.group.name}'"), online_errors():
             _look_at_entities(audit, sample=sample, seed=seed)
@@ -204,6 +241,7 @@ def verify(
     return VerifyReport(
         snapshot=snapshot.number,
         now=time_of(at),
+        store=store,
         seed=seed,
         groups=found,
         agrees=all(group.agrees for group in found),
@@ -232,8 +270,11 @@ class _Audit:
     seconds: float = 0.0
 
     @classmethod
-    def of(cls, place: Place, snapshot: Snapshot, group: FeatureGroup, *, examples: int, now: int) -> _Audit:
-        source, version = place.computed(snapshot, group)
+    def of(
+        cls, place: Place, snapshot: Snapshot, group: FeatureGroup, at: int | None, *, examples: int, now: int
+    ) -> _Audit:
+        source, newest = place.computed(snapshot, group)
+        version = newest if at is None else at
         join = group_join(group, snapshot.definitions, group.features)
         schema = codec.ValueSchema.of_group(group)
         ttl_us = group.ttl_us
