@@ -7,25 +7,18 @@ import datetime
 import io
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from azure.storage.blob import AccountSasPermissions, ResourceTypes, generate_account_sas
-from pyspark.sql import DataFrame, SparkSession
 
 from connectors.adls_files import AdlsFileStore
-from connectors.file_store import open_file_store
 from connectors.hdfs_files import HdfsFileStore
-from connectors.offline_tables import open_table
 from feature_defs.errors import LakeError
-from jobs.place import Place
-from jobs.settings import AdlsSettings
 from tests.emulator import ACCOUNT, KEY, Emulator
 from tests.hdfs_daemons import Hdfs
-from tests.lake_kinds import Lake, adls_settings, hdfs_settings, new_lake
+from tests.lake_kinds import Lake, new_lake
 
 
 @pytest.fixture
