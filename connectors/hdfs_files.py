@@ -216,7 +216,7 @@ def _client(store: HdfsFileStore, process: int) -> Any:  # noqa: ARG001 - a proc
     except ImportError as error:
         problem = "Kerberos needs the package requests-kerberos, and the system's libkrb5"
         raise MissingPartError("HDFS", problem, hint="pip install 'tidemark[kerberos]'") from error
-    return KerberosClient(urls, proxy=store.user or None, timeout=timeout, session=session)
+    return KerberosClient(urls, timeout=timeout, session=session)
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from connectors.file_store import open_file_store
 from connectors.hdfs_files import HdfsFileStore, _client
 from feature_defs.errors import LakeError, MissingPartError, UsageError
 from jobs.lake_access import ABFS_JARS, hadoop_conf, hadoop_user, use_lakes
-from jobs.session import DELTA_JARS, with_jars
+from jobs.session import _SECRETS, DELTA_JARS, with_jars
 from jobs.settings import AdlsSettings, HdfsSettings, Settings, load_settings
 from tests.definition_files import edited
 from tests.test_settings import read, refused
@@ -190,9 +191,9 @@ def test_a_forked_process_has_connections_of_its_own() -> None:
 
 def test_a_cluster_that_does_not_answer_is_a_lake_error_that_names_it() -> None:
     for store, uri in (
-        (HdfsFileStore("main", ("http://127.0.0.1:1", "http://127.0.0.1:2"), seconds=0.3), "hdfs://main/a"),
+        (HdfsFileStore("main", ("http://127.0.0.1:1", "http://127.0.0.1:2"), seconds=0.1), "hdfs://main/a"),
         (
-            AdlsFileStore("acme", "http://127.0.0.1:1/acme", auth="key", secret="a2V5", seconds=0.3),
+            AdlsFileStore("acme", "http://127.0.0.1:1/acme", auth="key", secret="a2V5", seconds=0.1),
             f"abfss://a@{HOST}/a",
         ),
     ):
@@ -243,6 +244,13 @@ def test_every_way_to_sign_in_reaches_spark(
     monkeypatch.setenv("S", "?sv=1&sig=x")
     settings = Settings(name="test", definitions=".", lakes={"a": f"abfss://a@{HOST}/x"}, adls={"acme": adls})
     assert hadoop_conf(settings) == COMMITTERS | {f"fs.azure.{key}.{HOST}": v for key, v in expected.items()}
+
+
+@pytest.mark.parametrize("key", ["account.key", "sas.fixed.token", "account.oauth2.client.secret"])
+def test_spark_shows_no_secret_of_a_session(key: str) -> None:
+    """Its pages tell the settings of each query, but for those that match."""
+    assert re.search(_SECRETS, f"fs.azure.{key}.{HOST}")
+    assert not re.search(_SECRETS, f"fs.azure.account.auth.type.{HOST}")
 
 
 def test_two_pairs_of_namenodes_are_both_named() -> None:
