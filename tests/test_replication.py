@@ -140,6 +140,11 @@ def test_only_what_is_missing_is_sent(tmp_path: Path) -> None:
     plan = plan_delta("t", end(source.folder), end(target))
     assert [(version.number, [*version.data.values()]) for version in plan.versions] == [(30, [100])]
     assert plan.after == (f"_delta_log/{30:020d}.crc",)
+    bring(source.folder, target)
+    (plain,) = [add for add in source.live.values() if add["size"] == 100]
+    source.commit({"remove": plain}, {"add": source.with_vector(plain)})
+    (version,) = bring(source.folder, target).versions
+    assert [path.rpartition(".")[2] for path in version.data] == ["bin"]  # the file itself is there since version 30
 
 
 def test_replica_of_a_log_that_was_cleaned_up_begins_with_its_oldest_checkpoint(tmp_path: Path) -> None:
@@ -545,6 +550,12 @@ def test_parquet_table_comes_by_its_manifests(here: Place, there: Place) -> None
         replicate(here, to=there)
     put_version(table, 6, files=3)
     with pytest.raises(LakeError, match="version 6 of the replica is not the source's"):
+        replicate(here, to=there)
+
+
+def test_parquet_file_of_another_size_than_its_manifest_says_is_refused(here: Place, there: Place) -> None:
+    (lake_of(here) / "in_parquet" / "v1" / "data/run1/part-1.parquet").write_bytes(b"x")
+    with pytest.raises(LakeError, match=r"data/run1/part-1\.parquet has 1 bytes, version 1 says 24"):
         replicate(here, to=there)
 
 
