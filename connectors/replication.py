@@ -201,7 +201,7 @@ def _refuse_other_history(subject: str, source: End, target: End, log: _Log, hel
     if not shared:
         problem = f"the replica ends with version {has}, and nothing of its log is in the source's"
         raise LakeError(subject, problem, hint=hint)
-    commits = sorted(name for name in shared if _COMMIT.fullmatch(name))
+    commits = sorted(name for name in shared if _COMMIT.fullmatch(name)) or shared
     refuse_differences(
         subject, source.below(LOG), target.below(LOG), commits, log.sizes, held.sizes, what="version", hint=hint
     )
