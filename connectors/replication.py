@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from urllib.parse import unquote
 
 from connectors.copying import Copier, Sent, gone
 from connectors.delta_files import change_files_of, data_files_of, refuse_catalog
@@ -200,7 +201,7 @@ def _refuse_other_history(subject: str, source: End, target: End, log: _Log, hel
     if not shared:
         problem = f"the replica ends with version {has}, and nothing of its log is in the source's"
         raise LakeError(subject, problem, hint=hint)
-    commits = sorted(name for name in shared if _COMMIT.fullmatch(name))
+    commits = sorted(name for name in shared if _COMMIT.fullmatch(name)) or shared
     refuse_differences(
         subject, source.below(LOG), target.below(LOG), commits, log.sizes, held.sizes, what="version", hint=hint
     )
@@ -248,18 +249,24 @@ def _with_versions(plan: Plan, lacking: Iterable[_Lacking], *, allow_vacuumed: b
     versions, unreadable, feedless = [], [], []
     for number, commits, actions in lacking:
         data: dict[str, int] = {}
-        for action in actions:
+        before: set[str] = set()  # files that were live: they are brought, and only their deletion vector is new
+        for action in sorted(actions, key=lambda action: "remove" not in action):
             refuse_catalog(action, subject)
             if remove := action.get("remove"):
                 lost.pop(file_key(remove), None)
+                before |= {unquote(remove["path"])} & there.keys()
             needed, change = list(data_files_of(action, subject)), list(change_files_of(action, subject))
-            missing = [path for path, _ in (*needed, *change) if path not in sizes and path not in there]
+            missing = [
+                path
+                for path, said in (*needed, *change)
+                if path not in sizes and (path not in there or said not in (None, there[path]))
+            ]
             if missing and needed:
                 lost[file_key(action["add"])] = missing
             elif missing:
                 feedless.append(number)
             for path, said in (*needed, *change):
-                if path in seen or path not in sizes:
+                if path in seen or path in before or path not in sizes:
                     continue
                 if said not in (None, sizes[path]):
                     problem = f"its file {path} has {sizes[path]:,} bytes, version {number} says {said:,}"
@@ -398,6 +405,10 @@ def plan_parquet(name: str, source: End, target: End, *, allow_vacuumed: bool = 
     for number in wanted:
         manifest = json.loads(_read(ends[0], numbers[number]))
         paths = [file["path"] for file in manifest["files"]]
+        for file in manifest["files"]:
+            if (size := sizes.get(file["path"], file["bytes"])) != file["bytes"]:
+                problem = f"its file {file['path']} has {size:,} bytes, version {number} says {file['bytes']:,}"
+                raise LakeError(subject, problem, hint="restore that file in the source; the replica is unchanged")
         if any(path not in sizes and path not in there for path in paths):
             unreadable.append(number)
             continue

@@ -45,12 +45,13 @@ class ChangedCell:
 
 
 def examples_table(examples: Sequence[ChangedCell]) -> str:
+    """A line a cell; a row that only one side has shows no values."""
+    values = ["left", "right"] if any(cell.values for cell in examples) else []
     rows = []
     for cell in examples:
         told = ", ".join(f"{key}={shown(value)}" for key, value in cell.row.items() if key != EVENT_TIME)
-        at = cell.row.get(EVENT_TIME)
-        rows.append([cell.feature, told, shown(at), *(map(shown, cell.values) if cell.values else ())])
-    values = ["left", "right"] if any(cell.values for cell in examples) else []
+        pair = [shown(value) for value in cell.values] if cell.values else [""] * len(values)
+        rows.append([cell.feature, told, shown(cell.row.get(EVENT_TIME)), *pair])
     return table(["for example", "row", "event time (UTC)", *values], rows)
 
 
