@@ -137,7 +137,7 @@ class Site:
         with driver:
             kill_a_busy_worker(self.cluster, application, lambda: amid(application), driver)
             assert len(self.cluster.alive()) == 1
-            printed, said = driver.communicate(timeout=180)
+            printed, said = driver.communicate(timeout=600)
         assert driver.returncode == EXIT_DONE, said[-4000:]
         assert lost_tasks(self.event_log(verb)), "no task was lost: the kill hit nothing"
         self.cluster.add_workers(1)
@@ -179,7 +179,7 @@ def calm(site: Site) -> list[Any]:
     file.write_text(commands, encoding="utf-8")
     script = ROOT / "tests" / "standalone_driver.py"
     driver, _ = site.submit(script, str(file), site.profile("calm"), name="calm", dynamic=True)
-    printed, said = driver.communicate(timeout=300)
+    printed, said = driver.communicate(timeout=600)
     assert driver.returncode == EXIT_DONE, said[-4000:]
     return json.loads(printed.splitlines()[-1])
 
