@@ -39,6 +39,7 @@ from tests.standalone import (
 from tests.test_house import make_dist
 from tests.verbs_run import END, ROOT
 
+pytestmark = pytest.mark.parts
 GROUPS = ("customer_profile", "customer_purchases", "customer_sessions", "product_profile")  # one is Parquet
 WATCHED = ("customer_profile", "customer_purchases")
 LOADED = ("customer_purchases",)
