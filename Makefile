@@ -54,8 +54,7 @@ $(VENV)/.installed: $(VENV)/.locked setup.py pyproject.toml
 	@$(PY) -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Airflow in an environment of its own, for the test of its DAGs.
-airflow: build/airflow/.installed
+airflow: build/airflow/.installed  ## Airflow in an environment of its own, for the test of its DAGs
 
 build/airflow/.installed: tests/airflow.lock
 	@echo 'Making build/airflow from tests/airflow.lock (half a minute)'

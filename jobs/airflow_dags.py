@@ -24,13 +24,13 @@ from jobs.place import open_place
 
 try:
     from airflow.providers.standard.operators.bash import BashOperator
-    from airflow.sdk import DAG, TaskGroup
+    from airflow.sdk import DAG, DeltaDataIntervalTimetable, TaskGroup
 except ModuleNotFoundError as error:
     problem = f"DAGs need Airflow 3, and there is no package '{error.name}'"
     raise MissingPartError("Airflow", problem, hint="pip install 'tidemark[airflow]'") from error
 
 COMMAND = "tidemark {verb}"
-START = datetime.datetime(2026, 1, 1, 0, 30, tzinfo=datetime.timezone.utc)  # half an hour behind each day's last cell
+_START = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)  # any time that is past
 _AGAIN = {"retries": 2, "retry_delay": datetime.timedelta(minutes=5)}  # a run that ended amid its work changed nothing
 
 
@@ -39,24 +39,24 @@ def build_dags(
     *,
     command: str = COMMAND,
     every: str = EVERY,
-    start: datetime.datetime = START,
     default_args: Mapping[str, object] | None = None,
 ) -> dict[str, DAG]:
     """The DAGs by name. `command` starts a verb: `{verb}` is its name, `{file}` its file below the checkout.
 
-    `every` is the pace of groups that name none, `start` the moment that the paces are counted from.
+    `every` is the pace of groups that name none.
     """
     plans = dag_plans(open_place(profile).applied().definitions, every=every)
-    return {plan.name: _dag(plan, profile, command, start, {**_AGAIN, **(default_args or {})}) for plan in plans}
+    return {plan.name: _dag(plan, profile, command, {**_AGAIN, **(default_args or {})}) for plan in plans}
 
 
-def _dag(
-    plan: DagPlan, profile: str, command: str, start: datetime.datetime, default_args: Mapping[str, object]
-) -> DAG:
+def _dag(plan: DagPlan, profile: str, command: str, default_args: Mapping[str, object]) -> DAG:
+    pace = datetime.timedelta(microseconds=durations.microseconds(plan.every))
     with DAG(
         plan.name,
-        schedule=datetime.timedelta(microseconds=durations.microseconds(plan.every)),
-        start_date=start,
+        # A bare timedelta would count from the moment that Airflow first saw the DAG; this one counts from 1970, as the
+        # grid of a group with `every` does: a run begins when a cell is over.
+        schedule=DeltaDataIntervalTimetable(pace),
+        start_date=_START,
         catchup=False,  # a run computes all that has come since the last one
         max_active_runs=1,  # two runs of a group at once: the second is refused
         default_args=dict(default_args),

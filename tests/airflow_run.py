@@ -10,12 +10,17 @@ import sys
 from typing import Any
 
 from airflow.dag_processing.dagbag import DagBag
+from airflow.serialization.encoders import coerce_to_core_timetable
+from airflow.timetables.base import TimeRestriction
 
 
 def told(dag: Any) -> dict[str, Any]:
+    timetable = coerce_to_core_timetable(dag.timetable)
+    restriction = TimeRestriction(dag.start_date, None, catchup=dag.catchup)
+    first = timetable.next_dagrun_info(last_automated_data_interval=None, restriction=restriction)
+    behind = timetable.next_dagrun_info(last_automated_data_interval=first.data_interval, restriction=restriction)
     return {
-        "seconds": dag.timetable.delta.total_seconds() if hasattr(dag.timetable, "delta") else str(dag.timetable),
-        "start": dag.start_date.isoformat(),
+        "runs": [first.run_after.timestamp(), behind.run_after.timestamp()],
         "catchup": dag.catchup,
         "most_runs": dag.max_active_runs,
         "tasks": {

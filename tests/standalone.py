@@ -23,7 +23,7 @@ import pyspark
 
 ROOT = Path(__file__).resolve().parent.parent
 SPARK_HOME = Path(pyspark.__file__).parent
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0  # a machine that others use as well may take minutes to start a driver
 QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # a JVM that lives for a minute is not worth compiling twice
 Found = TypeVar("Found")
 
@@ -181,7 +181,7 @@ def kill_a_busy_worker(
             for executor in worker.executors():
                 if executor.number in busy:
                     executor.freeze()
-                    time.sleep(0.1)  # ends that it had told are with the driver
+                    time.sleep(0.3)  # ends that it had told are with the driver
                     if executor.number in application.busy() and amid():
                         return worker
                     executor.thaw()

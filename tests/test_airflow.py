@@ -114,8 +114,11 @@ def test_airflow_reads_the_dags_of_a_place_and_runs_their_commands(tmp_path: Pat
     (lost,) = found["errors"].values()
     assert "Profile" in lost
     assert found["dags"].keys() == {"tidemark_1h", "tidemark_1d", "tidemark_1w"}
+    for name, seconds in (("tidemark_1h", 3600), ("tidemark_1d", 86_400), ("tidemark_1w", 604_800)):
+        first, behind = found["dags"][name]["runs"]
+        assert (first % seconds, behind - first) == (0, seconds), "a run begins when a cell of the grid is over"
     hourly = found["dags"]["tidemark_1h"]
-    assert (hourly["seconds"], hourly["catchup"], hourly["most_runs"]) == (3600, False, 1)
+    assert (hourly["catchup"], hourly["most_runs"]) == (False, 1)
     assert {name: task["after"] for name, task in hourly["tasks"].items()} == {
         "spend.compute": [],
         "total.compute": ["spend.compute"],

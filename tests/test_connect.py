@@ -41,7 +41,7 @@ def test_verbs_on_spark_connect_give_what_they_give_on_a_classic_session(
         subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as other,
     ):
         expected = run_verbs(place)
-        printed, _ = other.communicate(timeout=240)
+        printed, _ = other.communicate(timeout=400)
         log.seek(0)
         assert other.returncode == 0, log.read()[-4000:]
     found = json.loads(printed.splitlines()[-1])

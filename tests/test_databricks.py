@@ -180,6 +180,15 @@ def test_profile_and_definitions_lie_in_the_workspace_as_in_the_checkout() -> No
         assert any(wanted.is_relative_to(path) for path in brought), wanted
 
 
+def test_the_notebook_is_brought_in_the_source_format_of_databricks() -> None:
+    """tests/test_ways_to_run.py runs its cells."""
+    notebook = ROOT / "notebooks" / "quickstart.py"
+    first, *lines = notebook.read_text(encoding="utf-8").splitlines()
+    assert first == "# Databricks notebook source"
+    assert lines.count("# COMMAND ----------") >= 3
+    assert any(notebook.is_relative_to(path) for path in with_files(bundle()["sync"]["paths"], BUNDLE))
+
+
 def test_every_secret_scope_of_the_profile_is_one_that_the_bundle_makes() -> None:
     scopes = bundle()["resources"]["secret_scopes"]
     made = {SecretScope.from_dict(scope).as_dict()["name"] for scope in scopes.values()}

@@ -32,6 +32,7 @@ TOP_LEVEL = {
     *("requirements.lock", ".gitignore", ".editorconfig"),
 }
 CLASSIC_SPARK = {"rdd", "sparkContext", "_sc", "_jsc", "_jvm", "_jdf", "_jsparkSession"}
+ON_A_SERVER_OF_ITS_OWN = {"delta", "pyspark.rdd", "pyspark.context", "pyspark.accumulators", "pyspark.broadcast"}
 
 
 def modules(package: str) -> list[Path]:
@@ -163,9 +164,15 @@ def test_no_module_has_the_name_of_another_library() -> None:
 
 @pytest.mark.parametrize("package", ["connectors", "jobs"])
 def test_nothing_uses_classic_spark_internals(package: str) -> None:
-    """RDDs, the JVM gateway and accumulators are not there on Spark Connect and Databricks shared compute."""
+    """RDDs, the JVM gateway and accumulators are not there on Spark Connect and Databricks shared compute, nor is
+    DeltaTable, which needs a jar of its own in the server: SQL says the same."""
     wrong = []
     for path in modules(package):
+        wrong += [
+            f"{path.relative_to(ROOT)}:{line} imports {name}"
+            for line, name in imported(path)
+            if any(name == taboo or name.startswith(f"{taboo}.") for taboo in ON_A_SERVER_OF_ITS_OWN)
+        ]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             called = node.func if isinstance(node, ast.Call) else None
             name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")

@@ -16,13 +16,16 @@ from unittest.mock import patch
 from jobs.apply import apply
 from jobs.compute import compute
 from jobs.diff import diff
+from jobs.maintain import maintain
 from jobs.materialize import materialize
 from jobs.online import online_get
 from jobs.place import Place
 from jobs.rebuild import rebuild
+from jobs.replay import replay
 from jobs.report import plain_value
 from jobs.session import cached_jars
 from jobs.settings import OnlineSettings, Settings, SparkSettings
+from jobs.testing import run_cases
 from jobs.training_set import training_set
 from jobs.verify import verify
 from jobs.why import why
@@ -63,10 +66,14 @@ def run_verbs(place: Place) -> dict[str, Any]:
     found["diff"] = diff(place, out, "lake://work/again")
     labelled = place.spark.read.parquet(place.lakes.uri(out)).selectExpr("min(customer_id)").collect()[0][0]
     found["why"] = why(place, out, "spent_30d", {"customer_id": labelled})
+    found["quarantine again"] = replay(place, "customer_sessions", now=END)
     found["materialize"] = materialize(place, GROUPS, now=END)
     found["verify"] = verify(place, GROUPS, sample=None, now=END)
     found["customer"] = online_get(place, {"customer_id": "CUST001"}, service="churn", check=True, now=END)
     found["product"] = online_get(place, {"product_id": "1"}, group="product_profile", check=True, now=END)
+    maintained = maintain(place, ("customer_profile", "product_profile"))  # a Delta table and a Parquet one
+    found["maintain"] = [(one.table, one.versions, one.leftovers, one.notes) for one in maintained.tables]
+    found["test"] = run_cases(place, ("only_completed_purchases_count",))
     return json.loads(json.dumps(found, default=_plain))
 
 
