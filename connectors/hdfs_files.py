@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 _CONNECTIONS, _CONNECT_SECONDS = 32, 10.0
 # What a NameNode says while it starts, hands over or has no DataNode at hand.
 _PASSING = {"RetriableException", "StandbyException", "SafeModeException", "ServerTooBusyException"}
+_NO_DATA_NODE = "Failed to find datanode"
 _HINTS = {
     "AccessControlException": "let this user read and write there, or name another: [hdfs.{name}] user",
     "QuotaExceededException": "raise the quota or make room: `tidemark maintain` removes what nothing needs",
@@ -190,7 +191,11 @@ def _is_draft(file: FileInfo) -> bool:
 def _passes(error: Exception) -> bool:
     if isinstance(error, FileExistsError):
         return False
-    return isinstance(error, OSError) or getattr(error, "exception", "") in _PASSING
+    return (
+        isinstance(error, OSError)
+        or getattr(error, "exception", "") in _PASSING
+        or _NO_DATA_NODE in str(getattr(error, "message", ""))
+    )
 
 
 @lru_cache(maxsize=32)
@@ -211,7 +216,7 @@ def _client(store: HdfsFileStore, process: int) -> Any:  # noqa: ARG001 - a proc
     except ImportError as error:
         problem = "Kerberos needs the package requests-kerberos, and the system's libkrb5"
         raise MissingPartError("HDFS", problem, hint="pip install 'tidemark[kerberos]'") from error
-    return KerberosClient(urls, proxy=store.user or None, timeout=timeout, session=session)
+    return KerberosClient(urls, timeout=timeout, session=session)
 
 
 @lru_cache(maxsize=1)

@@ -146,14 +146,15 @@ def open_dataset(place: Place, path: str, *, split: str | None = None, version: 
     """The training set at a lake path, or one part of it; of a Delta dataset any version, by default the newest."""
     manifest, delta = _found(place, path, version)
     uri = place.lakes.uri(path)
+    store = open_file_store(uri)
     parts = [part["name"] for part in manifest.splits]
     if split is not None and split not in parts:
         hint = near_miss(split, parts) + "leave split= out for all rows"
         raise UsageError(f"Dataset '{path}'", f"has no part '{split}' ({listed(parts)})", hint=hint)
-    found = delta.files if delta is not None else folder_files(open_file_store(uri), uri)
+    found = delta.files if delta is not None else folder_files(store, uri)
     chosen = tuple(file for file in found if split is None or file.split == split)
     types = {column.name: column.type for column in manifest.columns}
-    files = DatasetFiles(path, uri, manifest.files, types, chosen)
+    files = DatasetFiles(store, path, uri, manifest.files, types, chosen)
     return Dataset(place, path, split, None if delta is None else delta.version, manifest, files)
 
 

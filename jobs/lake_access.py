@@ -29,6 +29,7 @@ ABFS_JARS = (
 )
 _PROVIDERS = "org.apache.hadoop.fs.azurebfs.oauth2"
 _FAILOVER = "org.apache.hadoop.hdfs.server.namenode.ha.ConfiguredFailoverProxyProvider"
+_COMMITTER = "org.apache.hadoop.mapreduce.lib.output.FileOutputCommitterFactory"
 _LOGIN = "https://login.microsoftonline.com"
 
 
@@ -138,6 +139,8 @@ def _abfs_conf(host: str, adls: AdlsSettings) -> dict[str, str]:
                 account__oauth__provider__type=f"{_PROVIDERS}.MsiTokenProvider",
                 **({"account__oauth2__client__id": adls.client} if adls.client else {}),
             )
+    # the driver's own committer asks for a job's number, which Spark does not give: csv and json could not be written
+    found |= {f"mapreduce.outputcommitter.factory.scheme.{scheme}": _COMMITTER for scheme in ("abfs", "abfss")}
     if adls.endpoint:
         parts = urlsplit(adls.endpoint)
         if parts.netloc != host:  # the driver then puts the account into the path, as emulators have it

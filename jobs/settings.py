@@ -373,7 +373,8 @@ def _check_hdfs(hdfs: HdfsSettings, where: str, subject: str) -> None:
     for url in listed_in(hdfs.webhdfs) or [""]:
         if not re.fullmatch(r"https?://[^/@?\s]+/?", url):
             hint = 'webhdfs = "http://namenode:9870", of a pair "http://nn1:9870, http://nn2:9870"'
-            raise UsageError(subject, f"{where}.webhdfs '{url}' is not the HTTP address of a NameNode", hint=hint)
+            found = "holds more than addresses" if "@" in url else f"'{url}' is not the HTTP address of a NameNode"
+            raise UsageError(subject, f"{where}.webhdfs {found}", hint=hint)
     for address in listed_in(hdfs.namenodes):
         if not re.fullmatch(r"[^/@:\s]+:\d+", address):
             hint = 'namenodes = "nn1:8020, nn2:8020"'

@@ -30,6 +30,7 @@ ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # published
 FOLDER = "hdi_isfolder"
 Query = Mapping[str, str]
+_CODES = {403: "AuthenticationFailed", 429: "TooManyRequests", 503: "ServerBusy"}
 _OWN_HEADERS = ("transfer-encoding", "connection", "keep-alive", "content-length", "server", "date")
 _ACL = "user::rwx,group::r-x,other::---"
 
@@ -138,7 +139,7 @@ class _Request(BaseHTTPRequestHandler):
         self.server.requests += 1
         try:
             if fault := self.server.next_fault(self.command, cut=False):
-                raise Refused(fault.status, "ServerBusy" if fault.status == 503 else "TooManyRequests")
+                raise Refused(fault.status, _CODES[fault.status])
             self.check_signed_in(query)
             verb = self.verb(query, name, path)
             if verb is None:

@@ -76,6 +76,15 @@ class Hdfs:
         process.kill()
         process.wait()
 
+    def heal(self) -> None:
+        """Start again what was killed."""
+        if "name" not in self._running:
+            self.start_name_node()
+        for number in range(self.data_nodes):
+            if f"data{number}" not in self._running:
+                self.start_data_node(number)
+        self.wait()
+
     def start_name_node(self) -> None:
         self._running["name"] = self._run("name", "namenode.NameNode")
 

@@ -227,7 +227,7 @@ def test_the_top_level_of_the_repository_is_the_known_list() -> None:
 # --- what is locked ---------------------------------------------------------------------------------------------------
 
 
-UNLOCKED = {"torch"}  # gigabytes, and which build is right depends on the machine
+UNLOCKED = {"kerberos", "torch"}  # built against the system's libkrb5; gigabytes that depend on the machine
 
 
 def asked(setup_arguments: dict[str, object]) -> list[Requirement]:

@@ -1,54 +1,70 @@
-"""Spark and the verbs on HDFS and ADLS Gen2: the same rows as on local files, groups of several lakes in one join."""
+"""Spark and the verbs on HDFS and ADLS Gen2: the same rows in both, groups of several lakes in one join, and faults."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyspark.sql import DataFrame
 
 from connectors.offline_tables import open_table
+from connectors.redis_online import RedisAddress
 from feature_defs import Entity, Feature, FeatureGroup, Service, Source
+from jobs.apply import apply
 from jobs.compute import compute
 from jobs.datasets import open_dataset
+from jobs.generate import generate
 from jobs.maintain import maintain
-from jobs.place import Place, open_place
+from jobs.materialize import materialize
+from jobs.place import Place
+from jobs.settings import OnlineSettings
 from jobs.training_set import training_set
+from jobs.transforms.row_hash import hash_of
 from tests.emulator import Emulator
-from tests.hdfs_daemons import Hdfs
+from tests.hdfs_daemons import Hdfs, until
 from tests.lab import NOW, Table, register
-from tests.lake_kinds import KINDS, ROOT, adls_settings, hdfs_settings, new_lake
+from tests.lake_kinds import ROOT, adls_settings, hdfs_settings
 from tests.pipe_tables import assert_rows
 
 customer = Entity("customer", keys={"customer_id": "string"})
+Put = Callable[..., Place]
 
 
 @pytest.fixture
-def hybrid(place: Place, hdfs: Hdfs, adls: Emulator, tmp_path: Path) -> Place:
-    """Raw data and most tables on HDFS, the group `visits` and the datasets in ADLS."""
+def with_lakes(place: Place, hdfs: Hdfs, adls: Emulator) -> Iterator[Callable[..., Place]]:
+    """A place whose session knows where these lakes are."""
+
+    def made(lakes: dict[str, str], **others: object) -> Place:
+        elsewhere = {"hdfs": hdfs_settings(hdfs), "adls": adls_settings(adls)}
+        found = Place(dataclasses.replace(place.settings, lakes=lakes, **elsewhere, **others))
+        assert found.spark is not None
+        return found
+
+    yield made
+    adls.double.faults.clear()
+    hdfs.heal()
+
+
+def test_one_training_set_joins_groups_of_both_lakes(
+    with_lakes: Put, table: Table, hdfs: Hdfs, adls: Emulator, tmp_path: Path
+) -> None:
+    """Raw data and a table in Delta on HDFS, a source, a table in Parquet and the datasets in ADLS; run twice, the
+    second time for what was added, then maintained."""
     on_hdfs, on_adls = f"{hdfs.uri}/{tmp_path.name}", f"{adls.uri}/{tmp_path.name}"
-    lakes = {
-        "raw": f"{on_hdfs}/raw lake",
-        "features": f"{on_hdfs}/features",
-        "cloud": f"{on_adls}/features",
-        "work": f"{on_adls}/work",
-    }
-    tables = {"visits": "lake://cloud"}
-    elsewhere = {"hdfs": hdfs_settings(hdfs), "adls": adls_settings(adls)}
-    found = Place(dataclasses.replace(place.settings, lakes=lakes, tables=tables, **elsewhere))
-    assert found.spark is not None  # which tells the session where the lakes are
-    return found
-
-
-def test_one_training_set_joins_groups_of_both_lakes(hybrid: Place, table: Table) -> None:
-    clocks = {"event_time": "event_time"}
-    spends = Source("spends", path="lake://raw/spends", format="delta", **clocks)
-    seen = Source("seen", path="lake://cloud/seen", format="parquet", **clocks)
-    amount, clicks = Feature("amount", "double"), Feature("clicks", "bigint")
-    spend = FeatureGroup("spend", entity=customer, source=spends, features=[amount])
-    visits = FeatureGroup("visits", entity=customer, source=seen, features=[clicks], offline="parquet")
-    register(hybrid, customer, spends, seen, spend, visits, Service("churn", [spend, visits]))
+    lakes = {"raw": f"{on_hdfs}/raw lake 1%20", "features": f"{on_hdfs}/features"}
+    lakes |= {"cloud": f"{on_adls}/features", "work": f"{on_adls}/work"}
+    place = with_lakes(lakes, tables={"visits": "lake://cloud"})
+    spends = Source("spends", path="lake://raw/spends", format="delta", event_time="event_time")
+    seen = Source("seen", path="lake://cloud/seen", format="parquet", event_time="event_time")
+    spend = FeatureGroup("spend", entity=customer, source=spends, features=[Feature("amount", "double")])
+    clicks = [Feature("clicks", "bigint")]
+    visits = FeatureGroup("visits", entity=customer, source=seen, features=clicks, offline="parquet")
+    register(place, customer, spends, seen, spend, visits, Service("churn", [spend, visits]))
+    types = "customer_id string, amount double, clicks bigint, event_time timestamp"
     rows = table(
         """
         customer_id | amount | clicks | event_time
@@ -56,11 +72,8 @@ def test_one_training_set_joins_groups_of_both_lakes(hybrid: Place, table: Table
         a           | 2.5    | 20     | 2026-01-03
         b           | 3.5    | 30     | 2026-01-02
         """,
-        "customer_id string, amount double, clicks bigint, event_time timestamp",
-    )
-    uri = hybrid.lakes.uri
-    rows.drop("clicks").write.format("delta").save(uri("lake://raw/spends"))
-    rows.drop("amount").write.parquet(uri("lake://cloud/seen"))
+        types,
+    ).coalesce(1)
     spine = table(
         """
         customer_id | event_time
@@ -70,24 +83,143 @@ def test_one_training_set_joins_groups_of_both_lakes(hybrid: Place, table: Table
         """,
         "customer_id string, event_time timestamp",
     )
-    spine.write.format("delta").save(uri("lake://raw/spine"))
-
-    started = time.monotonic()
-    compute(hybrid, [], now=NOW)
-    print("compute", time.monotonic() - started)
+    expected = table(
+        """
+        customer_id | amount | clicks
+        a           | 1.5    | 10
+        b           | 3.5    | 30
+        c           | null   | null
+        """,
+        "customer_id string, amount double, clicks bigint",
+    )
+    uri = place.lakes.uri
+    spine.coalesce(1).write.format("delta").save(uri("lake://raw/spine"))
+    for _ in range(2):
+        rows.drop("clicks").write.format("delta").mode("append").save(uri("lake://raw/spends"))
+        rows.drop("amount").write.mode("append").parquet(uri("lake://cloud/seen"))
+        report = compute(place, [], now=NOW)
+    assert [group.rejected for group in report.groups] == [0, 0]
     for out_format in ("parquet", "delta"):
         out = f"lake://work/{out_format}"
-        training_set(hybrid, "lake://raw/spine", service="churn", out=out, out_format=out_format)
-        dataset = open_dataset(hybrid, out)
-        told = dataset.spark().select("customer_id", "amount", "clicks")
-        assert_rows(told, "customer_id | amount | clicks\na | 1.5 | 10\nb | 3.5 | 30\nc | null | null")
-        assert dataset.pandas()["amount"].sum() == 5.0
-        print(out_format, time.monotonic() - started)
+        training_set(place, "lake://raw/spine", service="churn", out=out, out_format=out_format)
+        dataset = open_dataset(place, out)
+        assert_rows(dataset.spark().select(*expected.columns), expected)
+        found = dataset.arrow(["customer_id", "amount"]).sort_by("customer_id").to_pylist()
+        assert [row["amount"] for row in found] == [1.5, 3.5, None]
+    training_set(place, "lake://raw/spine", service="churn", out="lake://work/parquet")  # in place of the first
+    maintain(place, [])
+    assert_rows(open_dataset(place, "lake://work/parquet").spark().select(*expected.columns), expected)
+    for base, group in (("features", spend), ("cloud", visits)):
+        files = place.table(group).files
+        assert any(file.path.startswith(f"{group.name}/v1/") for file in files.list_files(uri(f"lake://{base}")))
+        assert files.list_drafts(uri(f"lake://{base}")) == []
 
-    files = [file.path for name in ("features", "cloud") for file in hybrid.table(spend).files.list_files(uri(f"lake://{name}"))]
-    print(files)
+
+def test_the_example_gives_the_same_rows_on_hdfs_and_in_adls(
+    with_lakes: Put, hdfs: Hdfs, adls: Emulator, address: RedisAddress, tmp_path: Path
+) -> None:
+    """The demo's verbs in each; every table, and the training set, by its row hash."""
+    hashes: dict[str, dict[str, str]] = {}
+    for kind, part in (("hdfs", hdfs), ("adls", adls)):
+        lakes = {name: f"{part.uri}/{tmp_path.name}/{name}" for name in ("raw", "features", "work")}
+        online = OnlineSettings(kind="redis", url=address.url, key_prefix=kind)
+        place = with_lakes(lakes, definitions=f"{ROOT}/feature_defs/examples/retail", online=online)
+        generate(place, customers=30, end=NOW)
+        snapshot = place.registry.read(apply(place).snapshot)
+        compute(place, [], now=NOW)
+        out = "lake://work/churn_train"
+        training_set(place, "lake://raw/churn_labels", service="churn", out=out)
+        materialize(place, [], now=NOW)
+        tables = {group.name: place.table(group).read() for group in snapshot.definitions.groups.values()}
+        tables["training set"] = open_dataset(place, out).spark()
+        hashes[kind] = {name: str(hashed(rows)) for name, rows in tables.items()}
+    assert hashes["hdfs"] == hashes["adls"]
+    assert len(hashes["hdfs"]) == 6
+    assert not [told for told in hashes["hdfs"].values() if told.startswith("0 rows")]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_x(kind):
-    pass
+def hashed(rows: DataFrame) -> object:
+    """Of all but when a run wrote it."""
+    return hash_of(rows, [name for name in rows.columns if name != "created_time"])
+
+
+# --- faults while Spark writes and reads ---
+
+
+def slowly(rows: DataFrame, begun: Path, go_on: Path) -> DataFrame:
+    """The same rows, the later ones when the file `go_on` is there; `begun` is made when the first have gone."""
+
+    def passed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for number, batch in enumerate(batches):
+            if number == 4:
+                begun.touch()
+                until(go_on.exists, 120)
+            yield batch
+
+    return rows.mapInArrow(passed, rows.schema)
+
+
+def many_rows(place: Place, value: str) -> DataFrame:
+    """A million rows in one file of about 20 MB, so that blocks are on their way while it is written."""
+    columns = ("cast(id as string) customer_id", "timestamp'2026-01-01' event_time", f"{value} amount", "uuid() noise")
+    return place.spark.range(0, 400_000, 1, 1).selectExpr(*columns)
+
+
+def interrupted(write: Callable[[DataFrame], object], rows: DataFrame, folder: Path, fault: Callable[[], None]) -> None:
+    """Write the rows; the fault comes while they are written. Raises what the write raised."""
+    begun, go_on, raised = folder / "begun", folder / "go on", []
+    for mark in (begun, go_on):
+        mark.unlink(missing_ok=True)
+
+    def run() -> None:
+        try:
+            write(slowly(rows, begun, go_on))
+        except Exception as error:  # noqa: BLE001 - of whatever kind, it is raised below
+            raised.append(error)
+
+    job = threading.Thread(target=run)
+    job.start()
+    until(begun.exists, 120)
+    fault()
+    go_on.touch()
+    job.join()
+    if raised:
+        raise raised[0]
+
+
+def test_a_table_is_whole_when_a_data_node_dies_while_it_is_written(
+    with_lakes: Put, hdfs: Hdfs, tmp_path: Path
+) -> None:
+    place = with_lakes({"features": f"{hdfs.uri}/{tmp_path.name}"})
+    table = open_table(place.spark, place.lakes.uri("lake://features/t"), "delta")
+    table.replace(many_rows(place, "1").limit(10), {"run": "first"})
+    interrupted(
+        lambda rows: table.replace(rows, {"run": "second"}), many_rows(place, "2"), tmp_path, lambda: hdfs.kill("data0")
+    )
+    totals = table.read().selectExpr("count(*)", "sum(amount)").collect()[0]
+    assert tuple(totals) == (400_000, 800_000)
+    assert table.note(table.version() or 0)["run"] == "second"
+
+
+def test_a_table_is_whole_when_adls_is_busy_breaks_off_or_refuses(
+    with_lakes: Put, adls: Emulator, tmp_path: Path
+) -> None:
+    place = with_lakes({"features": f"{adls.uri}/{tmp_path.name}"})
+    table = open_table(place.spark, place.lakes.uri("lake://features/t"), "delta")
+
+    def busy() -> None:
+        adls.double.fail(503, 6)
+        adls.double.fail(429, 6)
+
+    interrupted(lambda rows: table.replace(rows, {"run": "first"}), many_rows(place, "1"), tmp_path, busy)
+    adls.double.cut(2)
+    assert tuple(table.read().selectExpr("count(*)", "sum(amount)").collect()[0]) == (400_000, 400_000)
+
+    def refused() -> None:
+        adls.double.fail(403, 1_000_000)
+
+    with pytest.raises(Exception, match=r"403|AuthenticationFailed"):
+        interrupted(lambda rows: table.replace(rows, {"run": "second"}), many_rows(place, "2"), tmp_path, refused)
+    adls.double.faults.clear()
+    assert tuple(table.read().selectExpr("count(*)", "sum(amount)").collect()[0]) == (400_000, 400_000)
+    assert table.note(table.version() or 0)["run"] == "first"

@@ -1,0 +1,171 @@
+"""Lakes that fail for a while, or for good: what is done again, what is said, and that files and tables stay whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import io
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from azure.storage.blob import AccountSasPermissions, ResourceTypes, generate_account_sas
+
+from connectors.adls_files import AdlsFileStore
+from connectors.hdfs_files import HdfsFileStore
+from feature_defs.errors import LakeError
+from tests.emulator import ACCOUNT, KEY, Emulator
+from tests.hdfs_daemons import Hdfs
+from tests.lake_kinds import Lake, new_lake
+
+
+@pytest.fixture
+def on_hdfs(hdfs: Hdfs, tmp_path: Path) -> Iterator[Lake]:
+    yield new_lake(tmp_path, f"{hdfs.uri}/{tmp_path.name}", hdfs=hdfs)
+    hdfs.heal()
+
+
+@pytest.fixture
+def on_adls(adls: Emulator, tmp_path: Path) -> Iterator[Lake]:
+    yield new_lake(tmp_path, f"{adls.uri}/{tmp_path.name}", adls=adls)
+    adls.double.faults.clear()
+
+
+# --- HDFS ---
+
+
+def test_the_name_node_that_answers_of_a_pair_is_asked(hdfs: Hdfs, on_hdfs: Lake) -> None:
+    pair = HdfsFileStore("pair", ("http://127.0.0.1:1", hdfs.webhdfs))
+    pair.create(on_hdfs / "a", b"x")
+    assert (pair.read(on_hdfs / "a"), on_hdfs.paths()) == (b"x", ["a"])
+
+
+def test_a_user_who_may_not_write_is_told_so(hdfs: Hdfs, on_hdfs: Lake) -> None:
+    on_hdfs.files.create(on_hdfs / "a", b"x")
+    stranger = HdfsFileStore("localhost", (hdfs.webhdfs,), user="stranger")
+    assert stranger.read(on_hdfs / "a") == b"x"
+    for action in (lambda: stranger.create(on_hdfs / "b", b""), lambda: stranger.delete(on_hdfs / "a")):
+        with pytest.raises(LakeError, match="Permission denied: user=stranger") as raised:
+            action()
+        assert raised.value.hint == "let this user read and write there, or name another: [hdfs.localhost] user"
+    assert on_hdfs.paths() == ["a"]
+
+
+class Interrupted(io.BytesIO):
+    """Content during whose reading something happens, once."""
+
+    def __init__(self, content: bytes, happens: threading.Event) -> None:
+        super().__init__(content)
+        self.happens = happens
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() >= 16 << 20:
+            self.happens.set()
+        return super().read(size)
+
+
+def test_files_are_written_and_read_while_a_data_node_dies(hdfs: Hdfs, on_hdfs: Lake) -> None:
+    content, killed = os.urandom(40 << 20), threading.Event()
+    on_hdfs.files.create(on_hdfs / "before", content)
+    killer = threading.Thread(target=lambda: (killed.wait(60), hdfs.kill("data0")))
+    killer.start()
+    on_hdfs.files.upload(on_hdfs / "during", Interrupted(content, killed))
+    killer.join()
+    on_hdfs.files.create(on_hdfs / "after", b"x" * 1000)
+    for name in ("before", "during"):
+        assert on_hdfs.files.read(on_hdfs / name) == content
+    with on_hdfs.files.open(on_hdfs / "before") as file:
+        file.seek(30 << 20)
+        assert file.read(100) == content[30 << 20 : (30 << 20) + 100]
+    assert on_hdfs.files.list_drafts(on_hdfs.root) == []
+    assert on_hdfs.paths() == ["after", "before", "during"]
+
+
+def test_a_name_node_that_starts_again_is_waited_for(hdfs: Hdfs, on_hdfs: Lake) -> None:
+    on_hdfs.files.create(on_hdfs / "a", b"before")
+    hdfs.kill("name")
+    hdfs.start_name_node()
+    on_hdfs.files.create(on_hdfs / "b", b"meanwhile")
+    assert [on_hdfs.files.read(on_hdfs / name) for name in ("a", "b")] == [b"before", b"meanwhile"]
+
+
+# --- ADLS ---
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_service_that_is_busy_is_asked_again(adls: Emulator, on_adls: Lake, status: int) -> None:
+    content = os.urandom(20 << 20)
+    adls.double.fail(status, 4)
+    on_adls.files.upload(on_adls / "a", io.BytesIO(content))
+    adls.double.fail(status, 2)
+    assert on_adls.files.read(on_adls / "a") == content
+    adls.double.fail(status, 2)
+    assert on_adls.paths() == ["a"]
+    adls.double.fail(status, 2)
+    on_adls.files.rename(on_adls / "a", on_adls / "b")
+    adls.double.fail(status, 2)
+    on_adls.files.delete(on_adls / "b")
+    assert on_adls.paths() == []
+
+
+def test_a_service_that_stays_busy_is_a_lake_error_and_leaves_nothing(adls: Emulator, on_adls: Lake) -> None:
+    hurried = dataclasses.replace(on_adls.files, seconds=0.5)
+    adls.double.fail(503, 1000, method="PATCH")
+    with pytest.raises(LakeError, match=r"cannot create it: ServerBusy \(503\)\nHint: run it again when the service"):
+        hurried.create(on_adls / "a", b"x")
+    adls.double.faults.clear()
+    assert on_adls.paths() == on_adls.files.list_drafts(on_adls.root) == []
+
+
+def test_a_read_that_breaks_off_is_begun_again(adls: Emulator, on_adls: Lake) -> None:
+    content = os.urandom(20 << 20)
+    on_adls.files.create(on_adls / "a", content)
+    adls.double.cut(2)
+    assert on_adls.files.read(on_adls / "a") == content
+    adls.double.cut(1)
+    with on_adls.files.open(on_adls / "a") as file:
+        assert file.read(5 << 20) == content[: 5 << 20]
+
+
+def test_a_rename_whose_answer_is_lost_was_done_once(adls: Emulator, on_adls: Lake) -> None:
+    """Tried again it finds its source gone, or its target there: both mean that it was done."""
+    adls.double.lost_answers = 1
+    on_adls.files.create(on_adls / "a", b"x")
+    with pytest.raises(FileExistsError):
+        on_adls.files.create(on_adls / "a", b"y")
+    adls.double.lost_answers = 1
+    on_adls.files.rename(on_adls / "a", on_adls / "b")
+    assert (on_adls.paths(), on_adls.files.read(on_adls / "b")) == (["b"], b"x")
+
+
+def signed(seconds: int) -> str:
+    """A SAS of the account, which expires so many seconds from now."""
+    until = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=seconds)
+    allowed = AccountSasPermissions(read=True, write=True, delete=True, list=True, add=True, create=True)
+    kinds = ResourceTypes(service=True, container=True, object=True)
+    return generate_account_sas(ACCOUNT, KEY, resource_types=kinds, permission=allowed, expiry=until)
+
+
+def test_a_sas_signs_in_until_it_has_expired(adls: Emulator, on_adls: Lake) -> None:
+    by_sas = AdlsFileStore(ACCOUNT, adls.endpoint, auth="sas", secret=signed(60))
+    by_sas.create(on_adls / "a", b"x")
+    by_sas.rename(on_adls / "a", on_adls / "it's b")
+    assert by_sas.read(on_adls / "it's b") == b"x"
+    expired = dataclasses.replace(by_sas, secret=signed(-60))
+    for action in (expired.read, expired.list_files, lambda uri: expired.create(f"{uri}2", b"y")):
+        with pytest.raises(LakeError, match="AuthenticationFailed") as raised:
+            action(on_adls / "it's b")
+        assert "[adls.devstoreaccount1] signs in by sas: renew it if it has expired" in raised.value.hint
+        assert "sig=" not in str(raised.value)
+    assert on_adls.paths() == ["it's b"]
+
+
+def test_a_wrong_key_is_told_from_a_missing_file(adls: Emulator, on_adls: Lake) -> None:
+    on_adls.files.create(on_adls / "a", b"x")
+    wrong = AdlsFileStore(ACCOUNT, adls.endpoint, auth="key", secret=KEY.replace("E", "F"))
+    with pytest.raises(LakeError, match=r"\(403\)\nHint: \[adls.devstoreaccount1\] signs in by key"):
+        wrong.read(on_adls / "a")
+    with pytest.raises(LakeError, match=r"FilesystemNotFound \(404\)\nHint: make the container"):
+        on_adls.files.list_files((on_adls / "a").replace("lake@", "nothere@"))
