@@ -88,7 +88,10 @@ class CompareReport:
         return EXIT_DONE if self.equal else DIFFERENT
 
     def text(self) -> str:
-        headers = ["group", f"{self.left} version", f"{self.right} version", "rows", "there", "hash", "there"]
+        headers = [
+            "group",
+            *(f"{side} {what}" for what in ("version", "rows", "hash") for side in (self.left, self.right)),
+        ]
         lines = [
             (g.group, v.left_version, v.right_version, v.left.rows, v.right.rows, v.left.sum,
              "the same" if v.equal else v.right.sum)

@@ -36,6 +36,15 @@ def write_definitions(place: Place, text: str) -> None:
     Path(place.settings.definitions, "features.py").write_text(text, encoding="utf-8")
 
 
+def write_profile(place: Place, name: str) -> str:
+    """A profile file for a place, beside its definitions."""
+    lakes = "".join(f'{lake} = "{uri}"\n' for lake, uri in place.settings.lakes.items())
+    text = f'name = "{name}"\ndefinitions = "definitions"\n[lakes]\n{lakes}[online]\nkind = "none"\n'
+    path = Path(place.settings.definitions).with_name(f"{name}.toml")
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
 def put(place: Place, rows: DataFrame, path: str, file_format: str = "parquet") -> None:
     """Make these rows all that a lake path holds."""
     writer = rows.coalesce(1).write.mode("overwrite")

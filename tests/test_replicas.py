@@ -17,6 +17,7 @@ from connectors.file_store import LocalFileStore, local_path
 from connectors.readable import any_version
 from feature_defs import Entity, Feature, FeatureGroup, Service, Source
 from feature_defs.errors import DataError, LakeError, UsageError
+from jobs.command_line import main
 from jobs.compare import compare, hashes_of
 from jobs.compute import compute
 from jobs.place import Place
@@ -26,7 +27,7 @@ from jobs.row_diff import ONLY_LEFT, ONLY_RIGHT, Rows
 from jobs.training_set import training_set
 from tests.conftest import settings_in
 from tests.histories import bring, contents
-from tests.lab import NOW, Table, put, register
+from tests.lab import NOW, Table, put, register, write_profile
 
 customer = Entity("customer", keys={"customer_id": "string"})
 raw = Source("raw", path="lake://raw/rows", format="parquet", event_time="event_time")
@@ -208,7 +209,9 @@ def test_the_same_definition_computed_in_two_places_is_held_against_the_other(
     assert compare(here, ["in_delta"], right=there, version=1).exit_code == 0
 
 
-def test_what_cannot_be_compared_is_said(here: Place, there: Place) -> None:
+def test_what_cannot_be_compared_is_said(here: Place, there: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--left", write_profile(here, "onprem"), "--right", write_profile(there, "cloud")]) == 6
+    assert "holds no definitions yet" in capsys.readouterr().err
     with pytest.raises(LakeError, match="holds no definitions yet"):
         compare(here, right=there)
     register(there, customer, raw, in_delta, in_parquet)

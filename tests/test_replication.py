@@ -33,10 +33,12 @@ from feature_defs.errors import LakeError, UsageError
 from jobs.command_line import main
 from jobs.place import Place
 from jobs.replicate import ReplicateReport, replicate
+from jobs.store import Store
 from tests.conftest import settings_in
 from tests.emulator import Emulator
 from tests.hdfs_daemons import Hdfs
 from tests.histories import History, bring, contents, end, visible, what_is_half
+from tests.lab import register, write_profile
 from tests.lake_kinds import adls_settings, hdfs_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,7 +95,7 @@ class _Cut(io.BytesIO):
 
 
 @patch("os.fsync", lambda file: None)  # it is for power cuts
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 10**9), writes=st.lists(st.integers(1, 40), max_size=4), check=st.sampled_from([SAMPLED, ALL])
 )
@@ -392,8 +394,6 @@ def test_rate_holds_over_all_threads(tmp_path: Path) -> None:
 
 def fill(place: Place) -> History:
     """A place with a Delta and a Parquet table, without Spark."""
-    from tests.lab import register
-
     register(place, customer, raw, in_delta, in_parquet)
     lake = local_path(place.lakes.uri("lake://features"))
     made = History(lake / "in_delta" / "v1", random.Random(5))
@@ -492,8 +492,6 @@ def test_only_the_named_groups_come(here: Place, there: Place) -> None:
 
 def test_every_version_of_a_group_comes(here: Place, there: Place) -> None:
     """A model's training set is replayed from the table of the version that it was made of."""
-    from tests.lab import register
-
     register(here, customer, raw, replace(in_delta, version=3), in_parquet)
     newer = History(lake_of(here) / "in_delta" / "v3", random.Random(9))
     newer.step()
@@ -503,8 +501,6 @@ def test_every_version_of_a_group_comes(here: Place, there: Place) -> None:
 
 
 def test_registry_with_other_snapshots_is_refused_before_anything_is_copied(here: Place, there: Place) -> None:
-    from tests.lab import register
-
     register(there, customer, raw, in_parquet)
     before = contents(lake_of(there))
     with pytest.raises(LakeError) as raised:
@@ -516,8 +512,6 @@ def test_registry_with_other_snapshots_is_refused_before_anything_is_copied(here
 
 
 def test_registry_that_is_ahead_of_the_source_is_refused(here: Place, there: Place) -> None:
-    from tests.lab import register
-
     replicate(here, to=there)
     register(there, customer, raw, in_parquet)
     with pytest.raises(LakeError, match="Registry: test has snapshot 2, test ends with 1"):
@@ -672,20 +666,11 @@ def test_replica_in_adls_of_a_lake_on_hdfs(here: Place, hdfs: Hdfs, adls: Emulat
     }
 
 
-def profile(place: Place, name: str) -> str:
-    """A profile file for a place, beside its lakes."""
-    folder = Path(place.settings.definitions).parent
-    lakes = "\n".join(f'{lake} = "{uri}"' for lake, uri in place.settings.lakes.items())
-    text = f'name = "{name}"\ndefinitions = "definitions"\n[lakes]\n{lakes}\n[online]\nkind = "none"\n'
-    (folder / f"{name}.toml").write_text(text)
-    return str(folder / f"{name}.toml")
-
-
 def test_the_command_line_tells_what_was_brought(
     here: Place, there: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TIDEMARK_PROFILE", raising=False)
-    ends = ["--from", profile(here, "onprem"), "--to", profile(there, "cloud")]
+    ends = ["--from", write_profile(here, "onprem"), "--to", write_profile(there, "cloud")]
     assert main(["replicate", "--group", "in_parquet", *ends]) == 0
     printed = capsys.readouterr()
     assert "2 versions in 3 files (0.0 MB), 1 registry snapshot, 0 small files brought: onprem -> cloud" in printed.out
@@ -697,3 +682,8 @@ def test_the_command_line_tells_what_was_brought(
     assert main(["replicate", *ends, "--json"]) == 6
     assert json.loads(capsys.readouterr().err)["error"] == "LakeError"
     assert main(["replicate", "--to", ends[1]]) == 4
+
+
+def test_in_a_notebook_the_other_place_is_named_by_its_profile(here: Place, there: Place) -> None:
+    report = Store(here).replicate("in_parquet", to=write_profile(there, "cloud"), rate=1000.0, registry=False)
+    assert (report.target, brought(report), report.snapshots) == ("cloud", {"in_parquet/v1": (2, 2)}, 0)

@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from jobs.apply import apply
+from jobs.compare import compare
 from jobs.compute import compute
 from jobs.diff import diff
 from jobs.maintain import maintain
@@ -65,6 +66,7 @@ def run_verbs(place: Place) -> dict[str, Any]:
     found["replay"] = rebuild(place, out, out="lake://work/again")
     found["diff"] = diff(place, out, "lake://work/again")
     labelled = place.spark.read.parquet(place.lakes.uri(out)).selectExpr("min(customer_id)").collect()[0][0]
+    found["compare"] = compare(place, GROUPS[:1], right=place)
     found["why"] = why(place, out, "spent_30d", {"customer_id": labelled})
     found["quarantine again"] = replay(place, "customer_sessions", now=END)
     found["materialize"] = materialize(place, GROUPS, now=END)
