@@ -167,26 +167,30 @@ class Application:
 def kill_a_busy_worker(
     cluster: Standalone, application: Application, amid: Callable[[], bool], driver: subprocess.Popen[str]
 ) -> None:
-    """Wait until the driver is `amid` its work, then kill the Worker of an executor that has a task, for certain.
+    """Wait until the driver is `amid` its work, then kill a Worker whose executor has a task, for certain.
 
-    The executor is frozen first: what it has begun when the driver is asked again, it cannot end.
+    An executor is frozen before the driver is asked: a task that it has begun then, it cannot end. Without one it may
+    go on for a moment.
     """
 
-    def frozen() -> Worker | None:
+    def begun() -> bool:
         assert driver.poll() is None, f"it ended before it could be disturbed\n{driver.communicate()[1][-4000:]}"
-        if not amid():
+        return amid()
+
+    def frozen() -> Worker | None:
+        if not begun():
             return None
-        busy = application.busy()
-        for worker in cluster.alive():
-            for executor in worker.executors():
-                if executor.number in busy:
-                    executor.freeze()
-                    time.sleep(0.3)  # ends that it had told are with the driver
-                    if executor.number in application.busy() and amid():
-                        return worker
-                    executor.thaw()
+        for worker, executor in there:
+            executor.freeze()
+            time.sleep(0.2)  # ends that it had told are with the driver
+            if executor.number in application.busy() and begun():
+                return worker
+            executor.thaw()
+            time.sleep(0.02)
         return None
 
+    until(begun)
+    there = [(worker, executor) for worker in cluster.alive() for executor in worker.executors()]
     until(frozen).kill()
 
 
