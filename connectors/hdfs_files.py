@@ -149,7 +149,10 @@ class HdfsFileStore:
         self._told(verb, to, move)
 
     def delete(self, uri: str) -> None:
-        self._told("delete", uri, lambda: self._client.delete(parted(uri)[1], recursive=True))
+        path = parted(uri)[1].rstrip("/")
+        if not path:
+            raise LakeError(f"Lake path '{uri}'", "is the whole of an HDFS", hint="name a folder in it")
+        self._told("delete", uri, lambda: self._client.delete(path, recursive=True))
 
     @property
     def _client(self) -> Any:

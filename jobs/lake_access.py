@@ -139,13 +139,17 @@ def _abfs_conf(host: str, adls: AdlsSettings) -> dict[str, str]:
                 account__oauth__provider__type=f"{_PROVIDERS}.MsiTokenProvider",
                 **({"account__oauth2__client__id": adls.client} if adls.client else {}),
             )
+    # else the driver sends the account its metrics when a process ends, and tries for ten minutes when nobody answers
+    found["fs.azure.metrics.collection.enabled"] = "false"
     # the driver's own committer asks for a job's number, which Spark does not give: csv and json could not be written
     found |= {f"mapreduce.outputcommitter.factory.scheme.{scheme}": _COMMITTER for scheme in ("abfs", "abfss")}
     if adls.endpoint:
         parts = urlsplit(adls.endpoint)
         if parts.netloc != host:  # the driver then puts the account into the path, as emulators have it
             found["fs.azure.abfs.endpoint"] = parts.netloc
-        found["fs.azure.always.use.https"] = str(parts.scheme == "https").lower()
+        if parts.scheme == "http":
+            found["fs.azure.always.use.https"] = "false"
+            found["fs.azure.networking.library"] = "JDK_HTTP_URL_CONNECTION"  # the usual one knows https alone
     return found
 
 

@@ -42,7 +42,7 @@ secret = "env:TIDEMARK_ACME"
 kind = "none"
 """
 HOST = "acme.dfs.core.windows.net"
-COMMITTERS = {
+COMMON = {"fs.azure.metrics.collection.enabled": "false"} | {
     f"mapreduce.outputcommitter.factory.scheme.{scheme}": (
         "org.apache.hadoop.mapreduce.lib.output.FileOutputCommitterFactory"
     )
@@ -210,7 +210,7 @@ def test_spark_is_told_the_same_in_hadoops_words(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("TIDEMARK_ACME", "hunter2")
     settings = read(tmp_path, PROFILE, TIDEMARK_ACME="hunter2")
     assert hadoop_conf(settings) == {
-        **COMMITTERS,
+        **COMMON,
         f"fs.azure.account.auth.type.{HOST}": "SharedKey",
         f"fs.azure.account.key.{HOST}": "hunter2",
         "dfs.nameservices": "main",
@@ -243,7 +243,7 @@ def test_every_way_to_sign_in_reaches_spark(
 ) -> None:
     monkeypatch.setenv("S", "?sv=1&sig=x")
     settings = Settings(name="test", definitions=".", lakes={"a": f"abfss://a@{HOST}/x"}, adls={"acme": adls})
-    assert hadoop_conf(settings) == COMMITTERS | {f"fs.azure.{key}.{HOST}": v for key, v in expected.items()}
+    assert hadoop_conf(settings) == COMMON | {f"fs.azure.{key}.{HOST}": v for key, v in expected.items()}
 
 
 @pytest.mark.parametrize("key", ["account.key", "sas.fixed.token", "account.oauth2.client.secret"])
@@ -251,6 +251,22 @@ def test_spark_shows_no_secret_of_a_session(key: str) -> None:
     """Its pages tell the settings of each query, but for those that match."""
     assert re.search(_SECRETS, f"fs.azure.{key}.{HOST}")
     assert not re.search(_SECRETS, f"fs.azure.account.auth.type.{HOST}")
+
+
+def test_an_account_elsewhere_is_told_to_spark_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("S", "a2V5")
+    for endpoint, expected in (
+        ("http://127.0.0.1:10000/acme", {
+            "fs.azure.abfs.endpoint": "127.0.0.1:10000", "fs.azure.always.use.https": "false",
+            "fs.azure.networking.library": "JDK_HTTP_URL_CONNECTION"}),
+        ("https://10.0.0.4", {"fs.azure.abfs.endpoint": "10.0.0.4"}),
+        (f"https://{HOST}", {}),
+    ):  # fmt: skip
+        adls = AdlsSettings(auth="key", secret="env:S", endpoint=endpoint)
+        conf = hadoop_conf(
+            Settings(name="test", definitions=".", lakes={"a": f"abfss://a@{HOST}"}, adls={"acme": adls})
+        )
+        assert {key: value for key, value in conf.items() if HOST not in key and key not in COMMON} == expected
 
 
 def test_two_pairs_of_namenodes_are_both_named() -> None:

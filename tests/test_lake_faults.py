@@ -162,6 +162,16 @@ def test_a_sas_signs_in_until_it_has_expired(adls: Emulator, on_adls: Lake) -> N
     assert on_adls.paths() == ["it's b"]
 
 
+def test_a_whole_place_is_not_deleted(hdfs: Hdfs, adls: Emulator, on_hdfs: Lake, on_adls: Lake) -> None:
+    """Whatever a lake's base is: nothing of Tidemark's is all that a container or a cluster holds."""
+    for lake, part in ((on_hdfs, hdfs), (on_adls, adls)):
+        lake.files.create(lake / "a", b"x")
+        for uri in (part.uri, f"{part.uri}/"):
+            with pytest.raises(LakeError, match=r"name a folder in it"):
+                lake.files.delete(uri)
+        assert lake.paths() == ["a"]
+
+
 def test_a_wrong_key_is_told_from_a_missing_file(adls: Emulator, on_adls: Lake) -> None:
     on_adls.files.create(on_adls / "a", b"x")
     wrong = AdlsFileStore(ACCOUNT, adls.endpoint, auth="key", secret=KEY.replace("E", "F"))
