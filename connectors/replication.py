@@ -435,6 +435,7 @@ def plan_files(
     wanted: Callable[[str], bool],
     *,
     read: int | None = _READ_AGAIN,
+    what: str = "file",
     hint: str = "",
 ) -> Plan:
     """The files of a folder that the other end lacks, by name; LakeError when one that both have is another there."""
@@ -442,7 +443,7 @@ def plan_files(
     names = sorted(path for path in sizes if wanted(path))
     shared = [path for path in names if path in held]
     hint = hint or f"the two places wrote their own: remove those of one of them ({target.uri}), then run this again"
-    refuse_differences(name, source, target, shared, sizes, held, what="file", hint=hint, read=read)
+    refuse_differences(name, source, target, shared, sizes, held, what=what, hint=hint, read=read)
     return Plan(name, source, target, after=tuple(path for path in names if path not in held))
 
 

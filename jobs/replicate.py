@@ -199,7 +199,7 @@ def _registry(place: Place, to: Place) -> list[Plan]:
         problem = f"{to.settings.name} has snapshot {held[-1]}, {place.settings.name} ends with {numbers[-1]}"
         raise RegistryConflict("Registry", problem, hint=hint)
     ends = End(place.registry.files, place.registry.root), End(to.registry.files, to.registry.root)
-    return [plan_files(place.settings.registry, *ends, _is_json, hint=hint)]
+    return [plan_files(place.settings.registry, *ends, _is_json, what="snapshot", hint=hint)]
 
 
 def _versions(place: Place, group: FeatureGroup) -> list[FeatureGroup]:

@@ -505,7 +505,7 @@ def test_registry_with_other_snapshots_is_refused_before_anything_is_copied(here
     before = contents(lake_of(there))
     with pytest.raises(LakeError) as raised:
         replicate(here, to=there)
-    assert "lake://features/_registry: file 1 of the replica is not the source's" in str(raised.value)
+    assert "lake://features/_registry: snapshot 1 of the replica is not the source's" in str(raised.value)
     assert contents(lake_of(there)) == before
     assert replicate(here, to=there, registry=False).versions == 7
     assert there.registry.applied().definitions.groups.keys() == {"in_parquet"}
