@@ -20,7 +20,7 @@ demo: $(VENV)/.installed java  ## the whole way, from raw rows to an online read
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tidemark demo $(ARGS)
 
 test: $(VENV)/.installed java airflow  ## the tests; ARGS="-k codec" for some of them
-	@$(PY) -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed  ## lint, format and types
 	@failed=0; for tool in 'ruff check .' 'ruff format --check .' mypy; do $(PY) -m $$tool || failed=1; done; exit $$failed

@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 _CONNECTIONS, _CONNECT_SECONDS = 32, 10.0
 # What a NameNode says while it starts, hands over or has no DataNode at hand.
 _PASSING = {"RetriableException", "StandbyException", "SafeModeException", "ServerTooBusyException"}
+# What a DataNode says whose NameNode is away.
+_PASSING |= {"ConnectException", "EOFException", "NoRouteToHostException", "SocketTimeoutException"}
 _NO_DATA_NODE = "Failed to find datanode"
 _HINTS = {
     "AccessControlException": "let this user read and write there, or name another: [hdfs.{name}] user",

@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from urllib.parse import unquote
 
 from connectors.copying import Copier, Sent, gone
@@ -302,7 +303,9 @@ def _lacking(source: End, log: _Log, start: int, *, by_checkpoint: bool) -> Iter
     if by_checkpoint:
         parts = log.checkpoints[start][0]
         own = [log.commits[start]] if start in log.commits else []
-        actions = checkpoint_actions(source.files, source.uri, parts)
+        # A checkpoint knows nothing of change data.
+        changes = (action for action in (_commit_actions(source, start) if own else ()) if "cdc" in action)
+        actions = chain(checkpoint_actions(source.files, source.uri, parts), changes)
         yield start, _in_log([*_with_sidecars(source, parts), *own]), actions
         start += 1
     with ThreadPoolExecutor(_READERS) as pool:

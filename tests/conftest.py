@@ -37,17 +37,6 @@ SPARK_CONF = {
 }
 
 
-# `make test` runs two workers, each with a Spark of its own. All of a file is one worker's, and so are these, which
-# start the same servers.
-WITH_LAKES = {"test_file_stores", "test_lake_faults", "test_lakes", "test_registry", "test_replicas"}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        file = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("lakes" if file in WITH_LAKES else file))
-
-
 def settings_in(folder: Path, *, spark: SparkSettings | None = None) -> Settings:
     """A place in a folder: three lakes, an empty folder of definitions, no online store.
 
