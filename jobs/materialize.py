@@ -6,7 +6,7 @@ The store keeps the value of the newer definition, then of the newer event_time,
 beside another, without harm. A receipt in the lake says what was loaded and verified; the next load goes on from it.
 
 A profile's online stores are loaded one after the other, each from its own last load: one that fails does not keep the
-others from theirs. With `generation` everything is loaded under new keys, audited, and put in place at once.
+others from theirs. With `--generation` everything is loaded under new keys, audited, and put in place at once.
 """
 
 from __future__ import annotations
