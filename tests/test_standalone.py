@@ -67,7 +67,7 @@ materialize {NOW} {named(LOADED)}
 verify --sample all {NOW} {named(LOADED)}
 online get --group customer_purchases --entity customer_id=CUST001 --check {NOW}
 test only_completed_purchases_count
-compare --group customer_purchases --right PROFILE
+compare --group customer_purchases --left PROFILE --right PROFILE
 """
 NEED_NO_SPARK = {"check", "plan", "list", "show", "history", "deprecate", "replicate"}
 SAME_AS_ITS_STEPS = {"demo"}
@@ -177,8 +177,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def calm(site: Site) -> list[Any]:
     """What the undisturbed driver said: where our code was found, then each command's report."""
-    lines = COMMANDS.replace("PROFILE", site.profile("calm")).splitlines()
-    commands = "\n".join(f"{line} --profile {site.profile('calm')}" for line in lines if line)
+    profile = site.profile("calm")
+    lines = [line if "PROFILE" in line else f"{line} --profile PROFILE" for line in COMMANDS.splitlines() if line]
+    commands = "\n".join(lines).replace("PROFILE", profile)
     file = site.folder / "commands"
     file.write_text(commands, encoding="utf-8")
     script = ROOT / "tests" / "standalone_driver.py"
