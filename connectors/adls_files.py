@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, BinaryIO, TypeVar
 
-from connectors.file_store import BLOCK, DRAFT, FileInfo, draft_of, parted, ranged, retried
+from connectors.file_store import BLOCK, FileInfo, draft_of, is_draft, parted, ranged, retried
 from feature_defs.errors import LakeError, MissingPartError
 
 Result = TypeVar("Result")
@@ -42,10 +42,10 @@ class AdlsFileStore:
     seconds: float = 60.0
 
     def list_files(self, uri: str) -> list[FileInfo]:
-        return [file for file in self._all_files(uri) if not _is_draft(file)]
+        return [file for file in self._all_files(uri) if not is_draft(file.path)]
 
     def list_drafts(self, uri: str) -> list[FileInfo]:
-        return [file for file in self._all_files(uri) if _is_draft(file)]
+        return [file for file in self._all_files(uri) if is_draft(file.path)]
 
     def _all_files(self, uri: str) -> list[FileInfo]:
         container, root = _located(uri)
@@ -207,10 +207,6 @@ def _located(uri: str) -> tuple[str, str]:
 def _refuse_folder(uri: str, metadata: Any) -> None:
     if (metadata or {}).get(_FOLDER) == "true":
         raise LakeError(f"Lake path '{uri}'", "cannot read it: is a folder", hint="name a file in it")
-
-
-def _is_draft(file: FileInfo) -> bool:
-    return file.path.rpartition("/")[2].startswith(DRAFT)
 
 
 def _code(error: Any) -> str:

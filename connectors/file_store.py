@@ -73,7 +73,7 @@ class LocalFileStore:
         def listing() -> list[FileInfo]:
             found = []
             for folder, _, names in os.walk(root, onerror=_raise_unless_missing):
-                for path in (Path(folder, name) for name in names if not name.startswith(DRAFT)):
+                for path in (Path(folder, name) for name in names if not is_draft(name)):
                     with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
                         status = path.stat()
                         file = path.relative_to(root).as_posix()
@@ -203,6 +203,10 @@ def is_hidden(path: str) -> bool:
 def draft_of(uri: str) -> str:
     """A name beside a file's own, for what is not all there yet."""
     return f"{uri.rpartition('/')[0]}/{DRAFT}{uuid.uuid4().hex}"
+
+
+def is_draft(path: str) -> bool:
+    return path.rpartition("/")[2].startswith(DRAFT)
 
 
 def retried(action: Callable[[], Result], passes: Callable[[Exception], bool], seconds: float) -> Result:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO, TypeVar
 
-from connectors.file_store import BLOCK, DRAFT, FileInfo, draft_of, parted, ranged, retried
+from connectors.file_store import BLOCK, FileInfo, draft_of, is_draft, parted, ranged, retried
 from connectors.lakes import joined
 from feature_defs.errors import LakeError, MissingPartError
 
@@ -48,10 +48,10 @@ class HdfsFileStore:
     seconds: float = 60.0
 
     def list_files(self, uri: str) -> list[FileInfo]:
-        return [file for file in self._all_files(uri) if not _is_draft(file)]
+        return [file for file in self._all_files(uri) if not is_draft(file.path)]
 
     def list_drafts(self, uri: str) -> list[FileInfo]:
-        return [file for file in self._all_files(uri) if _is_draft(file)]
+        return [file for file in self._all_files(uri) if is_draft(file.path)]
 
     def _all_files(self, uri: str) -> list[FileInfo]:
         root = parted(uri)[1]
@@ -187,10 +187,6 @@ class HdfsFileStore:
         except OSError as error:  # of requests, too
             problem = f"cannot {verb} it: HDFS '{self.name}' does not answer ({type(error).__name__})"
             raise LakeError(subject, problem, hint=_HINT.format(name=self.name)) from error
-
-
-def _is_draft(file: FileInfo) -> bool:
-    return file.path.rpartition("/")[2].startswith(DRAFT)
 
 
 def _passes(error: Exception) -> bool:

@@ -16,6 +16,13 @@ def add_groups(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_place(parser: argparse.ArgumentParser, option: str, help_text: str) -> None:
+    """The place that a verb begins with, under a name beside which another place makes sense."""
+    parser.add_argument(
+        option, dest="profile", required=True, metavar="PROFILE", help=f"{help_text}: the same as --profile"
+    )
+
+
 def add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store", default=MAIN_STORE, metavar="NAME", help="another online store of the profile than that of [online]"

@@ -280,13 +280,7 @@ def _cells(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_groups(parser)
-    parser.add_argument(
-        "--left",
-        dest="profile",
-        required=True,
-        metavar="PROFILE",
-        help="a place, whose Spark runs: the same as --profile",
-    )
+    arguments.add_place(parser, "--left", "a place, whose Spark runs")
     parser.add_argument("--right", required=True, metavar="PROFILE", help="the other place")
     parser.add_argument(
         "--version", type=int, metavar="N", help="a version of both tables (default: the newest of each)"

@@ -109,7 +109,8 @@ class MaterializeReport:
         told = [table(headers, lines)] if lines else []
         told += [f"  {group.group}: {group.how}, {group.why}" for group in self.groups if _is_news(group.why)]
         for one in self.switched:
-            told.append(f"  {one.store}: clients read generation {one.generation} now; {_removed(one)}")
+            removed = f"{counted(one.removed_keys, 'key')} of an older one removed"
+            told.append(f"  {one.store}: clients read generation {one.generation} now; {removed}")
             if one.left_behind:
                 told.append(f"  {one.store}: not in this generation: {', '.join(one.left_behind)}")
         told += [f"  {one.store}: FAILED: {one.problem}\n    Hint: {one.hint}" for one in self.failed]
@@ -120,10 +121,6 @@ class MaterializeReport:
 
 def _is_news(why: str) -> bool:
     return why not in ("", FIRST_LOAD)
-
-
-def _removed(switched: Switched) -> str:
-    return f"{counted(switched.removed_keys, 'key')} of an older one removed"
 
 
 @dataclass(frozen=True)

@@ -274,13 +274,7 @@ def _remove_drafts(end: End) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_groups(parser)
-    parser.add_argument(
-        "--from",
-        dest="profile",
-        required=True,
-        metavar="PROFILE",
-        help="the place that has them: the same as --profile",
-    )
+    arguments.add_place(parser, "--from", "the place that has them")
     parser.add_argument("--to", required=True, metavar="PROFILE", help="the place to bring them to")
     parser.add_argument(
         "--rate", type=float, metavar="MB", help="at most so many megabytes a second (default: no limit)"

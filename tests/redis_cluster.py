@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,17 @@ class Cluster:
         server = Server(port, subprocess.Popen(command, stdin=subprocess.DEVNULL))
         until(lambda: server.ask("PING"))
         return server
+
+
+@contextmanager
+def running(folder: Path, *, replicas: int = 0) -> Iterator[Cluster]:
+    """Three masters, and so many replicas, until the end."""
+    cluster = Cluster(folder)
+    try:
+        cluster.start(replicas=replicas)
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 def str_of(found: str | bytes) -> str:

@@ -7,17 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from connectors.redis_online import RedisAddress, open_redis
-from tests.redis_cluster import Cluster
+from tests.redis_cluster import Cluster, running
 
 
 @pytest.fixture
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("cluster"))
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
+    with running(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
 
 
 def test_every_server_of_a_cluster_is_asked(cluster: Cluster) -> None:

@@ -33,7 +33,7 @@ from jobs.settings import OnlineSettings
 from jobs.store import Store
 from jobs.verify import audited, verify
 from tests.lab import NOW, Table, put, register
-from tests.redis_cluster import Cluster
+from tests.redis_cluster import running
 from tests.test_online_client import Shop, counting_proxy, customers, group, packed, shop
 
 __all__ = ["shop"]  # a fixture
@@ -217,9 +217,7 @@ def test_no_answer_mixes_generations_while_they_are_switched(moving: Shop) -> No
 
 
 def test_a_cluster_has_generations_too(tmp_path: Path, moving: Shop) -> None:
-    cluster = Cluster(tmp_path / "cluster")
-    try:
-        cluster.start()
+    with running(tmp_path / "cluster") as cluster:
         clustered = RedisAddress(cluster.url, generations=True)
         there = replace(moving, address=clustered)
         with open_redis(clustered) as store, redis.RedisCluster.from_url(cluster.url) as server:
@@ -233,8 +231,6 @@ def test_a_cluster_has_generations_too(tmp_path: Path, moving: Shop) -> None:
             begin(store)
             assert remove_unread(store) == 2
             assert len(server.keys(target_nodes=redis.RedisCluster.PRIMARIES)) == 3
-    finally:
-        cluster.stop()
 
 
 # --- loads ------------------------------------------------------------------------------------------------------------

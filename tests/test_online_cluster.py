@@ -18,7 +18,7 @@ from connectors.codec import ValueSchema, decode, encode, removal
 from connectors.online_store import WriteCounts
 from connectors.redis_cluster import SLOTS, slots_of
 from connectors.redis_online import RedisAddress, RedisOnlineStore, open_redis
-from tests.redis_cluster import Cluster, Server, until
+from tests.redis_cluster import Cluster, Server, running, until
 
 SECOND = 1_000_000
 NOW = (time.time_ns() // 86_400_000_000_000 + 2) * 86_400 * SECOND
@@ -35,12 +35,8 @@ def test_slots_in_bulk_are_those_of_redis(keys: list[bytes], wide: bool) -> None
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
-    try:
-        cluster.start()
+    with running(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.fixture
@@ -156,11 +152,9 @@ def test_a_cluster_in_which_a_slot_is_not_served_is_waited_for(cluster: Cluster)
 
 def test_a_master_that_dies_during_a_load_is_replaced_by_its_replica(tmp_path: Path) -> None:
     """What its replica had not yet got is lost with it; the same load again makes it whole."""
-    cluster = Cluster(tmp_path)
     count = 8000
     keys, values = rows(count)
-    try:
-        cluster.start(replicas=1)
+    with running(tmp_path, replicas=1) as cluster:
         with open_redis(RedisAddress(cluster.url), rate=count / 2) as store:
             dead = threading.Timer(0.7, cluster.masters[0].kill)
             dead.start()
@@ -171,8 +165,6 @@ def test_a_master_that_dies_during_a_load_is_replaced_by_its_replica(tmp_path: P
             assert missing(store, keys, values) == 0
         assert cluster.replicas[0].role()[0] == b"master"
         assert SLOTS // 3 * count // SLOTS // 2 < cluster.replicas[0].ask("DBSIZE")
-    finally:
-        cluster.stop()
 
 
 def test_values_read_back_are_those_written(cluster: Cluster) -> None:

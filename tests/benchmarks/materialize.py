@@ -54,7 +54,7 @@ from jobs.settings import OnlineSettings  # noqa: E402
 from jobs.transforms.latest import without_limits  # noqa: E402
 from tests.benchmarks.common import place_in, progress, redis_on_tcp, rounded, seconds, told_by_feast, watched_workers  # noqa: E402
 from tests.lab import register  # noqa: E402
-from tests.redis_cluster import Cluster  # noqa: E402
+from tests.redis_cluster import running  # noqa: E402
 
 ROUNDS = 3
 NOW_US = 1_767_225_600_000_000  # 2026-01-01
@@ -293,15 +293,12 @@ def write_raw(folder: Path, rows: pa.Table, name: str) -> None:
 
 def cluster_seconds(folder: Path, rows: DataFrame, entities: int) -> float:
     """Into three servers of a Redis Cluster on this machine."""
-    cluster, times = Cluster(folder), []
-    try:
-        cluster.start()
+    times = []
+    with running(folder) as cluster:
         for _ in range(ROUNDS):
             cluster.empty()
             times.append(seconds(lambda: through_partitions(rows, RedisAddress(cluster.url), entities)))
             assert sum(server.ask("DBSIZE") for server in cluster.masters) == entities
-    finally:
-        cluster.stop()
     return statistics.median(times)
 
 
