@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -160,7 +161,7 @@ def slowly(rows: DataFrame, begun: Path, go_on: Path) -> DataFrame:
 
 
 def many_rows(place: Place, value: str) -> DataFrame:
-    """A million rows in one file of about 20 MB, so that blocks are on their way while it is written."""
+    """So many rows in one file of about 20 MB, so that blocks are on their way while it is written."""
     columns = ("cast(id as string) customer_id", "timestamp'2026-01-01' event_time", f"{value} amount", "uuid() noise")
     return place.spark.range(0, 400_000, 1, 1).selectExpr(*columns)
 
@@ -199,6 +200,30 @@ def test_a_table_is_whole_when_a_data_node_dies_while_it_is_written(
     totals = table.read().selectExpr("count(*)", "sum(amount)").collect()[0]
     assert tuple(totals) == (400_000, 800_000)
     assert table.note(table.version() or 0)["run"] == "second"
+
+
+def test_a_table_is_whole_when_the_name_node_starts_again_while_it_is_written(
+    with_lakes: Put, hdfs: Hdfs, tmp_path: Path
+) -> None:
+    def starts_again() -> None:
+        hdfs.kill("name")
+        hdfs.start_name_node()
+
+    place = with_lakes({"features": f"{hdfs.uri}/{tmp_path.name}"})
+    table = open_table(place.spark, place.lakes.uri("lake://features/t"), "delta")
+    table.replace(many_rows(place, "1").limit(10), {"run": "first"})
+
+    def there() -> tuple[object, ...]:
+        run = table.note(table.version() or 0)["run"]
+        return (run, *table.read().selectExpr("count(*)", "sum(amount)").collect()[0])
+
+    # The driver of HDFS asks one NameNode once: a task that asks it meanwhile fails, and this Spark tries a task once.
+    with suppress(Exception):
+        interrupted(lambda rows: table.replace(rows, {"run": "second"}), many_rows(place, "2"), tmp_path, starts_again)
+    hdfs.wait()
+    assert there() in (("first", 10, 10), ("second", 400_000, 800_000))
+    table.replace(many_rows(place, "3"), {"run": "again"})
+    assert there() == ("again", 400_000, 1_200_000)
 
 
 def test_a_table_is_whole_when_adls_is_busy_breaks_off_or_refuses(
