@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from feature_defs import data_types
-from feature_defs.expressions import quoted
+from feature_defs.expressions import quoted, text_literal
 
 FILLS = ("mean", "median", "forward")
 WHOLE_NUMBERS = ("tinyint", "smallint", "int", "bigint")
@@ -253,7 +253,7 @@ def apply_text(word: Word, kind: str, fitted: Mapping[str, Any], keys: Sequence[
     for name, value in {**given, **fitted}.items():
         match value:
             case _ if name == "value":
-                texts[name] = f"cast({_string(_plain_text(value))} AS {kind})"
+                texts[name] = f"cast({text_literal(_plain_text(value))} AS {kind})"
             case None | int() | float():
                 texts[name], texts[f"{name}_"] = number(value), _typed(number(value), kind)
     if isinstance(word, Bucket):
@@ -261,7 +261,7 @@ def apply_text(word: Word, kind: str, fitted: Mapping[str, Any], keys: Sequence[
         steps = [f"WHEN {texts['x']} < {number(edge)} THEN {place}" for place, edge in enumerate(edges)]
         texts["ladder"] = f"{' '.join(steps)} ELSE {len(edges)}"
     if "vocabulary" in fitted:
-        texts["vocabulary"] = f"array({', '.join(map(_string, fitted['vocabulary']))})"
+        texts["vocabulary"] = f"array({', '.join(map(text_literal, fitted['vocabulary']))})"
     partition = ", ".join(map(quoted, keys))
     texts["order"] = "event_time, created_time"
     texts["earlier"] = (
@@ -288,12 +288,6 @@ def _typed(text: str, kind: str) -> str:
 
 def _plain_text(value: Constant) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _string(text: str) -> str:
-    """A text as a SQL literal; line ends are written as escapes."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
-    return f"'{escaped}'"
 
 
 # the range of a fit

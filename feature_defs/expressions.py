@@ -41,6 +41,12 @@ def quoted(column: str) -> str:
     return "`" + column.replace("`", "``") + "`"
 
 
+def text_literal(text: str) -> str:
+    """A text as a SQL literal; line ends are written as escapes."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+    return f"'{escaped}'"
+
+
 class ExpressionFault(ValueError):
     """Text that cannot be an expression; the message says where it breaks."""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from feature_defs import durations, expressions
-from feature_defs.expressions import quoted
+from feature_defs.expressions import quoted, text_literal
 
 
 @dataclass(frozen=True)
@@ -235,10 +235,8 @@ def literal(value: object, kind: str = "") -> str:
     if isinstance(value, int | float):
         # 0.1 is a decimal to Spark, and no float is equal to it
         return f"CAST({value!r} AS float)" if kind == "float" else repr(value)
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    if kind in ("timestamp", "date"):
-        return f"CAST('{text}' AS {kind})"
-    return f"'{text}'"
+    text = text_literal(str(value))
+    return f"CAST({text} AS {kind})" if kind in ("timestamp", "date") else text
 
 
 def age_us(rule: Freshness) -> int:

@@ -31,6 +31,7 @@ from connectors.pins import DATASET_MANIFEST, Pin, write_pin
 from connectors.registry import Snapshot
 from connectors.spark_errors import data_errors
 from feature_defs.errors import DataError, LakeError, UsageError
+from feature_defs.expressions import quoted
 from feature_defs.join_plan import KNOWN_BY, JoinPlan, TimeRules, plan_join
 from feature_defs.model import EVENT_TIME, Service
 from feature_defs.splits import SPLIT, parse_splits
@@ -244,8 +245,8 @@ def _write(
         F.count(F.lit(1)).alias("rows"),
         F.count(F.when(F.col(_TIME_NULL), 1)).alias("null_time"),
         F.count(F.when(F.col(_KEY_NULL), 1)).alias("null_key"),
-        *(F.count(F.col(output)).alias(f"value_{i}") for i, output in enumerate(outputs)),
-        *(F.count(F.when(F.col(flag), 1)).alias(flag) for flag in met.flags),
+        *(F.expr(f"count({quoted(output)}) AS value_{i}") for i, output in enumerate(outputs)),
+        *(F.expr(f"count_if({flag}) AS {flag}") for flag in map(quoted, met.flags)),
         *(F.count(F.when(F.col(SPLIT) == part.name, 1)).alias(f"part_{i}") for i, part in enumerate(given.parts)),
         *hash_sums(F.col(_SPINE_HASH), "spine"),
         *hash_sums(F.col(_ROW_HASH), "row"),

@@ -23,12 +23,13 @@ from pyspark.sql import Column, DataFrame, Observation
 from pyspark.sql import functions as F
 from pyspark.sql.types import BooleanType, LongType, StructField, StructType
 
+from feature_defs.expressions import quoted
 from feature_defs.join_plan import GroupJoin, JoinPlan, TimeRules
 from feature_defs.model import CREATED_TIME, EVENT_TIME
 from jobs.transforms.arrays import LEAST
 from jobs.transforms.locate_kernel import MOST_GROUPS, TAGS, Search, partition_points, tag_of
 from jobs.transforms.maps import entries_of, maps_again
-from jobs.transforms.row_hash import row_hash
+from jobs.transforms.row_hash import cell_hashes
 from jobs.transforms.rows import after, all_quoted, utc
 
 ROW = "_tidemark_row"  # the number of a spine row
@@ -190,27 +191,26 @@ def fetched(
                 values = _observed(values, group, leaks[-1])
             elif told.differs:
                 leaks.append(Leaks(outputs, query=_differing(part, n, table)))
-            named = [F.col(f"`{feature}`").alias(output) for feature, output in group.columns]
-            spine = spine.join(values.select(ROW, *named), ROW, "left")
+            named = [f"{quoted(feature)} AS {quoted(output)}" for feature, output in group.columns]
+            spine = spine.join(values.selectExpr(ROW, *named), ROW, "left")
     return spine, tuple(leaks)
 
 
 def _wanted(part: Located, n: int, other: str) -> DataFrame:
     """(number, keys, clocks) of the rows that answer; or that would by the other rule, by another number."""
-    rows = part.rows.where(F.col(_name(f"{other}time", n)).isNotNull())
-    return rows.select(
-        (F.lit(-1) - F.col(ROW) if other else F.col(ROW)).alias(ROW),
-        *part.groups[n].keys,
-        F.col(_name(f"{other}time", n)).alias(_TIME),
-        F.col(_name(f"{other}created", n)).alias(_CREATED),
-        F.col(_name("differs", n)).alias(_SEEN),
+    time, created = _name(f"{other}time", n), _name(f"{other}created", n)
+    return part.rows.where(f"{time} IS NOT NULL").selectExpr(
+        f"-1 - {ROW} AS {ROW}" if other else ROW,
+        *all_quoted(part.groups[n].keys),
+        f"{time} AS {_TIME}",
+        f"{created} AS {_CREATED}",
+        f"{_name('differs', n)} AS {_SEEN}",
     )
 
 
 def _observed(values: DataFrame, group: GroupJoin, leaks: Leaks) -> DataFrame:
     assert leaks.seen is not None
-    hashed = [F.when(F.col(f"`{name}`").isNotNull(), row_hash(values, [name])) for name in group.features]
-    pair = F.struct(F.col(ROW), F.array(*hashed).alias("hashes"))
+    pair = F.struct(F.col(ROW), cell_hashes(values, group.features).alias("hashes"))
     return values.observe(leaks.seen, F.collect_list(F.when(F.col(_SEEN), pair)).alias("seen"))
 
 
@@ -244,13 +244,13 @@ def _values(part: Located, n: int, table: DataFrame, wanted: DataFrame, count: i
     wide, wanted = wide.select("*", hashed).alias("t"), wanted.select("*", hashed).alias("l")
     # one number is looked up several times faster than several columns, which are compared where it is found: an
     # equality would become a part of the key again
-    same = F.col(f"t.{_HASH}") == F.col(f"l.{_HASH}")
+    same = [f"t.{_HASH} = l.{_HASH}"]
     for name in clocks:
-        here, there = (F.col(f"{side}.`{name}`") for side in "tl")
+        here, there = (f"{side}.{quoted(name)}" for side in "tl")
         if name == _CREATED:
-            here, there = (F.coalesce(column, F.lit(LEAST)) for column in (here, there))
-        same = same & here.between(there, there)
-    met = wide.join(F.broadcast(wanted) if count <= _BROADCAST else wanted, same)
+            here, there = (f"coalesce({column}, {LEAST}L)" for column in (here, there))
+        same.append(f"{here} BETWEEN {there} AND {there}")
+    met = wide.join(F.broadcast(wanted) if count <= _BROADCAST else wanted, F.expr(" AND ".join(same)))
     rows = met.select(f"l.{ROW}", *(f"t.{name}" for name in all_quoted(group.features)), f"l.{_SEEN}")
     if not told.twins:
         return rows
