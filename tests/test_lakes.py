@@ -26,10 +26,11 @@ from jobs.settings import OnlineSettings
 from jobs.training_set import training_set
 from jobs.transforms.row_hash import hash_of
 from tests.emulator import Emulator
-from tests.hdfs_daemons import Hdfs, until
+from tests.hdfs_daemons import Hdfs
 from tests.lab import NOW, Table, register
 from tests.lake_kinds import ROOT, adls_settings, hdfs_settings
 from tests.pipe_tables import assert_rows
+from tests.waiting import until
 
 customer = Entity("customer", keys={"customer_id": "string"})
 Put = Callable[..., Place]
