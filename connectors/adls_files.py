@@ -257,7 +257,6 @@ def _credential(store: AdlsFileStore) -> Any:
     return identity.ManagedIdentityCredential(client_id=store.client or None)
 
 
-@lru_cache(maxsize=1)
 def _azure_error() -> Any:
     """The packages' error, also where they are not there: then there is none to catch."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import re
 import sys
@@ -267,6 +268,27 @@ def test_an_account_elsewhere_is_told_to_spark_with_its_address(monkeypatch: pyt
             Settings(name="test", definitions=".", lakes={"a": f"abfss://a@{HOST}"}, adls={"acme": adls})
         )
         assert {key: value for key, value in conf.items() if HOST not in key and key not in COMMON} == expected
+
+
+def test_a_single_namenode_is_waited_for_and_a_pair_fails_over() -> None:
+    """Waits that double, of which Hadoop takes the first twice. The key is one for all HDFS: beside a pair it stays."""
+
+    def conf(**clusters: HdfsSettings) -> dict[str, str]:
+        return hadoop_conf(Settings(name="test", definitions=".", lakes={}, hdfs=clusters))
+
+    single = HdfsSettings(webhdfs="http://x:1", namenodes="x:8020", timeout_seconds=32)
+    waits = {
+        "dfs.client.retry.policy.enabled": "true",
+        "dfs.client.retry.policy.spec": "1000,1,2000,1,4000,1,8000,1,16000,1",
+    }
+    assert conf(a=single) == waits
+    assert conf(a=single, b=dataclasses.replace(single, timeout_seconds=8)) == waits
+    assert conf(a=dataclasses.replace(single, timeout_seconds=0)) == conf() == {}
+    for pair in (
+        HdfsSettings(webhdfs="http://x:1, http://y:1"),
+        HdfsSettings(webhdfs="http://x:1", namenodes="x:1,y:1"),
+    ):
+        assert not {key for key in conf(a=single, b=pair) if "retry" in key}
 
 
 def test_two_pairs_of_namenodes_are_both_named() -> None:
