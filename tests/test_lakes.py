@@ -202,27 +202,25 @@ def test_a_table_is_whole_when_a_data_node_dies_while_it_is_written(
     assert table.note(table.version() or 0)["run"] == "second"
 
 
-def test_a_job_goes_on_when_the_name_node_starts_again_while_it_writes_or_before(
+def test_a_job_goes_on_when_the_name_node_starts_again_while_it_writes_or_begins(
     with_lakes: Put, hdfs: Hdfs, tmp_path: Path
 ) -> None:
     def starts_again() -> None:
         hdfs.kill("name")
         hdfs.start_name_node()
 
-    place = with_lakes({"features": f"{hdfs.uri}/{tmp_path.name}"})
-    table = open_table(place.spark, place.lakes.uri("lake://features/t"), "delta")
-    table.replace(many_rows(place, "1").limit(10), {"run": "first"})
-
-    def there() -> tuple[object, ...]:
-        run = table.note(table.version() or 0)["run"]
-        return (run, *table.read().selectExpr("count(*)", "sum(amount)").collect()[0])
-
-    interrupted(lambda rows: table.replace(rows, {"run": "second"}), many_rows(place, "2"), tmp_path, starts_again)
-    assert there() == ("second", 400_000, 800_000)
-    hdfs.kill("name")  # and a job that begins while it is away
-    hdfs.start_name_node()
-    table.replace(many_rows(place, "3"), {"run": "third"})
-    assert there() == ("third", 400_000, 1_200_000)
+    place = with_lakes({name: f"{hdfs.uri}/{tmp_path.name}/{name}" for name in ("raw", "features")})
+    raw = Source("raw", path="lake://raw/rows", format="delta", event_time="event_time")
+    spend = FeatureGroup("spend", entity=customer, source=raw, features=[Feature("amount", "double")])
+    register(place, customer, raw, spend)
+    source = open_table(place.spark, place.lakes.uri(raw.path), "delta")
+    source.replace(many_rows(place, "1D").limit(10), {"run": "first"})
+    interrupted(lambda rows: source.replace(rows, {"run": "second"}), many_rows(place, "2D"), tmp_path, starts_again)
+    assert source.note(source.version() or 0)["run"] == "second"
+    starts_again()
+    assert compute(place, [], now=NOW).rows == 400_000
+    totals = place.table(spend).read().selectExpr("count(*)", "sum(amount)").collect()[0]
+    assert tuple(totals) == (400_000, 800_000)
 
 
 def test_a_table_is_whole_when_adls_is_busy_breaks_off_or_refuses(
