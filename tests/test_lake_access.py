@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from connectors.adls_files import AdlsFileStore, _credential
-from connectors.file_store import open_file_store
+from connectors.adls_files import AdlsFileStore, _credential, driver_refusal
+from connectors.file_store import open_file_store, use_file_stores
 from connectors.hdfs_files import HdfsFileStore, _client
 from feature_defs.errors import LakeError, MissingPartError, UsageError
 from jobs.lake_access import ABFS_JARS, hadoop_conf, hadoop_user, use_lakes
@@ -202,6 +202,50 @@ def test_a_cluster_that_does_not_answer_is_a_lake_error_that_names_it() -> None:
             with pytest.raises(LakeError, match="does not answer") as raised:
                 action(uri)
             assert raised.value.subject.startswith(f"Lake path '{uri.rpartition('/')[0]}")
+
+
+REFUSED = (
+    'Job aborted ... Caused by: Operation failed: "Server failed to authenticate.", {status}, {method}, https://{url}'
+    "?action=append&position=0&se=2026-01-01T00:00:00Z&sig=XXXXX, rId: 1-2{code}\n\tat org.apache"
+)
+
+
+@pytest.mark.parametrize(
+    ("adls", "told", "subject", "problem", "hint"),
+    [
+        ({"auth": "sas", "secret": "?sv=1&se=2026-01-31T12%3A00%3A00Z&sig=hunter2"},
+         {"status": 403, "method": "PUT", "url": f"{HOST}/raw/a/b%20c", "code": ', AuthenticationFailed, "Server"'},
+         "/a/b c", "cannot write it: AuthenticationFailed (403), the SAS of account 'acme' expired at 2026-01-31 12:00:00",
+         "put a new SAS where [adls.acme] secret says, and run it again"),
+        ({"auth": "sas", "secret": "se=2026-01-31&sig=hunter2"}, {"status": 403, "method": "HEAD", "url": f"{HOST}/raw"},
+         "", "cannot read it: refused (403), the SAS of account 'acme' expired at 2026-01-31 00:00:00 UTC", "put a new"),
+        ({"auth": "sas", "secret": "se=2999-01-31&sig=hunter2"},
+         {"status": 403, "method": "GET", "url": f"{HOST}/raw/a", "code": ", AuthorizationPermissionMismatch"},
+         "/a", "cannot read it: AuthorizationPermissionMismatch (403)", "[adls.acme] signs in by sas: renew it if it"),
+        ({"auth": "sas", "secret": "se=tomorrow&sig=hunter2"}, {"status": 403, "method": "GET", "url": f"{HOST}/raw/a"},
+         "/a", "cannot read it: refused (403)", "[adls.acme] signs in by sas: renew it if it"),
+        ({"endpoint": "https://10.0.0.4"}, {"status": 401, "method": "DELETE", "url": "10.0.0.4/acme/raw/a"},
+         "/a", "cannot write it: refused (401)", "[adls.acme] signs in by identity"),
+    ],
+)  # fmt: skip
+def test_what_an_account_refuses_spark_is_told_as_of_our_own_requests(
+    adls: dict[str, str], told: dict[str, object], subject: str, problem: str, hint: str
+) -> None:
+    place = f"abfss://raw@{HOST}"
+    use_file_stores({place: lambda: AdlsFileStore("acme", **{"endpoint": f"https://{HOST}", **adls})})
+    found = driver_refusal(REFUSED.format(**{"code": "", **told}))
+    assert found is not None
+    assert found.subject == f"Lake path '{place}{subject}'"
+    assert found.problem.startswith(problem)
+    assert found.hint.startswith(hint)
+    assert "hunter2" not in str(found)
+
+
+def test_what_no_account_of_the_profile_refused_is_left_to_spark() -> None:
+    use_file_stores({f"abfss://raw@{HOST}": lambda: AdlsFileStore("acme", f"https://{HOST}")})
+    for url in (f"{HOST}/raw2/a", "other.dfs.core.windows.net/raw/a"):
+        assert driver_refusal(REFUSED.format(status=403, method="GET", url=url, code="")) is None
+    assert driver_refusal(REFUSED.format(status=503, method="GET", url=f"{HOST}/raw/a", code="")) is None
 
 
 # --- Spark ---

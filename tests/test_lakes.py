@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from pyspark.sql import DataFrame
 
 from connectors.offline_tables import open_table
 from connectors.redis_online import RedisAddress
+from connectors.spark_errors import data_errors
 from feature_defs import Entity, Feature, FeatureGroup, Service, Source
+from feature_defs.errors import LakeError
 from jobs.apply import apply
 from jobs.compute import compute
 from jobs.datasets import open_dataset
@@ -21,14 +25,15 @@ from jobs.generate import generate
 from jobs.maintain import maintain
 from jobs.materialize import materialize
 from jobs.place import Place
-from jobs.settings import OnlineSettings
+from jobs.settings import AdlsSettings, OnlineSettings
 from jobs.training_set import training_set
 from jobs.transforms.row_hash import hash_of
-from tests.emulator import Emulator
+from tests.emulator import ACCOUNT, Emulator
 from tests.hdfs_daemons import Hdfs
 from tests.lab import NOW, Table, register
 from tests.lake_kinds import ROOT, adls_settings, hdfs_settings
 from tests.pipe_tables import assert_rows
+from tests.test_lake_faults import signed
 from tests.waiting import until
 
 customer = Entity("customer", keys={"customer_id": "string"})
@@ -180,7 +185,7 @@ def interrupted(write: Callable[[DataFrame], object], rows: DataFrame, folder: P
 
     job = threading.Thread(target=run)
     job.start()
-    until(begun.exists, 120)
+    until(lambda: begun.exists() or raised, 120)
     fault()
     go_on.touch()
     job.join()
@@ -245,3 +250,59 @@ def test_a_table_is_whole_when_adls_is_busy_breaks_off_or_refuses(
     adls.double.faults.clear()
     assert tuple(table.read().selectExpr("count(*)", "sum(amount)").collect()[0]) == (400_000, 400_000)
     assert table.note(table.version() or 0)["run"] == "first"
+
+
+@pytest.fixture
+def by_sas(
+    with_lakes: Put, adls: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[int], Place]]:
+    """The same place, which signs in by a SAS that is valid for so many seconds."""
+    settings = with_lakes({"features": f"{adls.uri}/{tmp_path.name}"}).settings
+    sas = AdlsSettings(auth="sas", secret="env:TIDEMARK_TEST_SAS", endpoint=adls.endpoint)
+    places: list[Place] = []
+
+    def made(seconds: int) -> Place:
+        monkeypatch.setenv("TIDEMARK_TEST_SAS", signed(seconds))
+        places.append(Place(dataclasses.replace(settings, adls={ACCOUNT: sas})))
+        assert places[-1].spark is not None
+        return places[-1]
+
+    yield made
+    for key in (f"fs.{scheme}.impl.disable.cache" for scheme in ("abfs", "abfss")):
+        places[-1].spark.conf.unset(key)
+
+
+def test_a_table_is_whole_when_a_sas_expires_while_it_is_written(
+    by_sas: Callable[[int], Place], tmp_path: Path
+) -> None:
+    """And a new one goes on in the session that had the old."""
+
+    def write(rows: DataFrame) -> None:
+        with data_errors("FeatureGroup 't'"):  # as the verbs do
+            table.replace(rows, {"run": "second"})
+
+    def there() -> tuple[object, ...]:
+        run = table.note(table.version() or 0)["run"]
+        return (run, *table.read().selectExpr("count(*)", "sum(amount)").collect()[0])
+
+    place = by_sas(3600)
+    table = open_table(place.spark, place.lakes.uri("lake://features/t"), "delta")
+    table.replace(many_rows(place, "1").limit(10), {"run": "first"})
+    for seconds in (8, 32, 128):  # the longer ones for a machine that is busy
+        place, end = by_sas(seconds), time.monotonic() + seconds + 1  # a SAS tells whole seconds
+        table = open_table(place.spark, table.uri, "delta")
+        with pytest.raises(LakeError) as raised:
+            interrupted(
+                write, many_rows(place, "2"), tmp_path, lambda end=end: time.sleep(max(0.0, end - time.monotonic()))
+            )
+        if (tmp_path / "begun").exists():
+            break
+    assert re.fullmatch(rf"Lake path '{re.escape(table.uri)}/[^']*'", raised.value.subject)
+    expired = rf"\(403\), the SAS of account '{ACCOUNT}' expired at 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC"
+    assert re.fullmatch(f"cannot write it: AuthenticationFailed {expired}", raised.value.problem)
+    assert raised.value.hint.startswith(f"put a new SAS where [adls.{ACCOUNT}] secret says, and run it again;")
+    place = by_sas(3600)
+    table = open_table(place.spark, table.uri, "delta")
+    assert there() == ("first", 10, 10)
+    write(many_rows(place, "2"))
+    assert there() == ("second", 400_000, 800_000)
