@@ -311,8 +311,8 @@ def test_an_account_that_refuses_spark_exits_6_without_a_traceback(run: Run, mon
     assert (ran.code, ran.out) == (6, "")
     assert ran.err == (
         "tidemark: Lake path 'abfss://raw@acme.dfs.core.windows.net/a': cannot write it: AuthenticationFailed (403), "
-        "the SAS of account 'acme' expired at 2026-01-31 00:00:00 UTC\nHint: put a new SAS where [adls.acme] secret says, "
-        "and run it again; what was there before is unchanged\n"
+        "the SAS of account 'acme' expired at 2026-01-31 00:00:00 UTC\n"
+        "Hint: put a new SAS where [adls.acme] secret says, and run it again; what was there before is unchanged\n"
     )
 
 
