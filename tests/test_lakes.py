@@ -22,6 +22,7 @@ from jobs.apply import apply
 from jobs.compute import compute
 from jobs.datasets import open_dataset
 from jobs.generate import generate
+from jobs.lake_access import hadoop_conf
 from jobs.maintain import maintain
 from jobs.materialize import materialize
 from jobs.place import Place
@@ -268,7 +269,8 @@ def by_sas(
         return places[-1]
 
     yield made
-    for key in (f"fs.{scheme}.impl.disable.cache" for scheme in ("abfs", "abfss")):
+    anew = [f"fs.{scheme}.impl.disable.cache" for scheme in ("abfs", "abfss")]
+    for key in (*hadoop_conf(places[-1].settings), *anew):
         places[-1].spark.conf.unset(key)
 
 
