@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+import yaml
 from pyspark.sql import DataFrame
 
+from connectors.adls_files import AdlsFileStore
 from connectors.offline_tables import open_table
 from connectors.redis_online import RedisAddress
 from connectors.spark_errors import data_errors
@@ -26,16 +31,16 @@ from jobs.lake_access import hadoop_conf
 from jobs.maintain import maintain
 from jobs.materialize import materialize
 from jobs.place import Place
-from jobs.settings import AdlsSettings, OnlineSettings
+from jobs.settings import AdlsSettings, OnlineSettings, load_settings
 from jobs.training_set import training_set
 from jobs.transforms.row_hash import hash_of
-from tests.emulator import ACCOUNT, Emulator
+from tests.emulator import ACCOUNT, KEY, Emulator
 from tests.hdfs_daemons import Hdfs
 from tests.lab import NOW, Table, register
 from tests.lake_kinds import ROOT, adls_settings, hdfs_settings
 from tests.pipe_tables import assert_rows
 from tests.test_lake_faults import signed
-from tests.waiting import until
+from tests.waiting import free_port, until
 
 customer = Entity("customer", keys={"customer_id": "string"})
 Put = Callable[..., Place]
@@ -125,7 +130,8 @@ def test_one_training_set_joins_groups_of_both_lakes(
 def test_the_example_gives_the_same_rows_on_hdfs_and_in_adls(
     with_lakes: Put, hdfs: Hdfs, adls: Emulator, address: RedisAddress, tmp_path: Path
 ) -> None:
-    """The demo's verbs in each; every table, and the training set, by its row hash."""
+    """The demo's verbs in each; every table, and the training set, by its row hash. Then the profile of the containers,
+    on HDFS but for a table in ADLS."""
     hashes: dict[str, dict[str, str]] = {}
     for kind, part in (("hdfs", hdfs), ("adls", adls)):
         lakes = {name: f"{part.uri}/{tmp_path.name}/{name}" for name in ("raw", "features", "work")}
@@ -143,6 +149,47 @@ def test_the_example_gives_the_same_rows_on_hdfs_and_in_adls(
     assert hashes["hdfs"] == hashes["adls"]
     assert len(hashes["hdfs"]) == 6
     assert not [told for told in hashes["hdfs"].values() if told.startswith("0 rows")]
+    hybrid = with_lakes(**containers_profile(hdfs, adls, tmp_path))
+    (elsewhere,) = hybrid.settings.tables
+    compute(hybrid, [elsewhere], now=NOW)
+    training_set(hybrid, "lake://raw/churn_labels", service="churn", out="lake://work/hybrid")
+    table = hybrid.table(hybrid.applied().definitions.groups[elsewhere])
+    assert table.uri.startswith(adls.uri)
+    assert str(hashed(table.read())) == hashes["hdfs"][elsewhere]
+    dataset = open_dataset(hybrid, "lake://work/hybrid")
+    assert str(hashed(dataset.spark())) == hashes["hdfs"]["training set"]
+
+
+def containers_profile(hdfs: Hdfs, adls: Emulator, folder: Path) -> dict[str, Any]:
+    """conf/docker.toml's lakes and tables, with the parts of the tests in the containers' place."""
+    told = load_settings(str(ROOT / "conf" / "docker.toml"), {})
+    uris = {"hdfs://namenode:8020/lake": f"{hdfs.uri}/{folder.name}", adls.uri: f"{adls.uri}/{folder.name}"}
+    lakes = {
+        name: base.replace(there, here)
+        for name, base in told.lakes.items()
+        for there, here in uris.items()
+        if base.startswith(there)
+    }
+    assert lakes.keys() == told.lakes.keys()
+    return {"lakes": lakes, "tables": told.tables, "definitions": told.definitions}
+
+
+def test_the_double_runs_by_itself_as_in_the_containers(adls: Emulator, tmp_path: Path) -> None:
+    """The command of docker/compose.yaml; `localhost`, as its `blobs`, is a name that has no dots."""
+    services = yaml.safe_load(ROOT.joinpath("docker", "compose.yaml").read_text(encoding="utf-8"))["services"]
+    port = free_port()
+    here = {"python3": sys.executable, "10004": str(port), "http://blobs:10000": f"http://localhost:{adls.port}"}
+    process = subprocess.Popen([here.get(word, word) for word in services["adls"]["command"]], cwd=ROOT)
+    try:
+        store = AdlsFileStore(ACCOUNT, f"http://localhost:{port}/{ACCOUNT}", auth="key", secret=KEY)
+        uri = f"{adls.uri}/{tmp_path.name}"
+        store.create(f"{uri}/a", b"x")  # tried again until it answers
+        store.rename(f"{uri}/a", f"{uri}/b")
+        assert [file.path for file in store.list_files(uri)] == ["b"]
+        assert store.read(f"{uri}/b") == b"x"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def hashed(rows: DataFrame) -> object:
