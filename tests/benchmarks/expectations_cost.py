@@ -118,11 +118,11 @@ def measured(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
     register(place, CUSTOMER, ORDERS, *variants.values())
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for name in variants:  # once for the JVM to warm up
-        compute(place, [name])
+        compute(place, [name], full=True)
     for turn in range(rounds):
         for name in list(variants)[:: 1 if turn % 2 else -1]:
             used = processor_seconds()
-            by_the_clock = seconds(lambda name=name: compute(place, [name]))
+            by_the_clock = seconds(lambda name=name: compute(place, [name], full=True))
             spent[name].append((by_the_clock, processor_seconds() - used))
             progress(f"{name}: {by_the_clock:.1f} s")
     place.spark.stop()
