@@ -44,6 +44,7 @@ _ALWAYS = {"spark.sql.session.timeZone": "UTC", "spark.sql.ansi.enabled": "true"
 _FASTER = {"spark.sql.execution.arrow.maxBytesPerBatch": str(2**31 - 1)}
 # Of a query's settings Spark's pages show all but what matches; the usual pattern lets an account's key through.
 _REDACTED, _SECRETS = "spark.sql.redaction.options.regex", r"(?i)url|^fs\.azure\..*(key|secret|token)"
+_OF_ACCOUNT = ("fs.azure.account.", "fs.azure.sas.")  # how one account is signed in to
 _DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
@@ -92,7 +93,7 @@ def _anew(session: SparkSession, conf: Mapping[str, str]) -> dict[str, str]:
     """Hadoop keeps a file system with the credential that it was opened with, as long as the JVM lives. A session that
     is told another (a new token, in a notebook) opens them anew each time, which costs a request more for each file."""
     with suppress(Exception):
-        known = {key: session.conf.get(key, None) for key in conf if key.startswith("fs.azure.")}
+        known = {key: session.conf.get(key, None) for key in conf if key.startswith(_OF_ACCOUNT)}
         if any(known[key] not in (None, conf[key]) for key in known):
             return {f"fs.{scheme}.impl.disable.cache": "true" for scheme in ("abfs", "abfss")}
     return {}

@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,7 @@ from connectors.file_store import open_file_store, use_file_stores
 from connectors.hdfs_files import HdfsFileStore, _client
 from feature_defs.errors import LakeError, MissingPartError, UsageError
 from jobs.lake_access import ABFS_JARS, hadoop_conf, hadoop_user, use_lakes
-from jobs.session import _SECRETS, DELTA_JARS, with_jars
+from jobs.session import _SECRETS, DELTA_JARS, _anew, with_jars
 from jobs.settings import AdlsSettings, HdfsSettings, Settings, load_settings
 from tests.definition_files import edited
 from tests.test_settings import read, refused
@@ -297,6 +298,16 @@ def test_spark_shows_no_secret_of_a_session(key: str) -> None:
     """Its pages tell the settings of each query, but for those that match."""
     assert re.search(_SECRETS, f"fs.azure.{key}.{HOST}")
     assert not re.search(_SECRETS, f"fs.azure.account.auth.type.{HOST}")
+
+
+def test_a_session_that_is_told_another_credential_opens_file_systems_anew() -> None:
+    """What is said of another account, or of where accounts are, leaves those that are open."""
+    token = f"fs.azure.sas.fixed.token.{HOST}"
+    session = SimpleNamespace(conf={token: "old", "fs.azure.abfs.endpoint": "10.0.0.4"})
+    anew = {"fs.abfs.impl.disable.cache": "true", "fs.abfss.impl.disable.cache": "true"}
+    assert _anew(session, {token: "new"}) == anew
+    for same in ({token: "old"}, {f"{token}.cn": "new"}, {"fs.azure.abfs.endpoint": "10.0.0.5"}, {}):
+        assert _anew(session, same) == {}
 
 
 def test_an_account_elsewhere_is_told_to_spark_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
