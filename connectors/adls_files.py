@@ -8,6 +8,7 @@ one wins.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import os
 import re
@@ -17,15 +18,30 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from connectors.file_store import BLOCK, FileInfo, draft_of, is_draft, parted, ranged, retried
-from feature_defs.errors import LakeError, MissingPartError
+from connectors.file_store import (
+    BLOCK,
+    FileInfo,
+    draft_of,
+    is_draft,
+    open_file_store,
+    parted,
+    places_elsewhere,
+    ranged,
+    retried,
+)
+from feature_defs.errors import LakeError, MissingPartError, TidemarkError
 
 Result = TypeVar("Result")
 _PARALLEL = 4  # blocks of a file on their way at once
 _FOLDER = "hdi_isfolder"
 _TAKEN = {"PathAlreadyExists", "DestinationPathAlreadyExists", "ConditionNotMet", "TargetConditionNotMet"}
 _NO_CONTAINER = {"FilesystemNotFound", "ContainerNotFound"}
+_DRIVER_REFUSED = re.compile(
+    r'Operation failed: "[^"]*", (?P<status>401|403), (?P<method>[A-Z]+), (?P<url>https?://[^\s?,]+)'
+    r"(?:[^\n]*?, rId: [^,\s]*, (?P<code>\w+))?"
+)
 _NO_PARENT = "RenameDestinationParentPathNotFound"
 
 
@@ -161,8 +177,6 @@ class AdlsFileStore:
         return _service(self, os.getpid())
 
     def _file(self, uri: str, *, quoted: bool = False) -> Any:
-        from urllib.parse import quote
-
         container, path = _located(uri)
         return self._service.get_file_client(container, quote(path) if quoted else path)
 
@@ -179,20 +193,60 @@ class AdlsFileStore:
                 raise FileNotFoundError(uri) from error
             if code in _TAKEN and taken is FileExistsError:
                 raise FileExistsError(uri) from error
+            if status in (401, 403):
+                raise self.refusal(verb, uri, status, code) from error
             reason = f"{code or 'refused'} ({status})" if status else f"{self.endpoint} does not answer"
             raise LakeError(subject, f"cannot {verb} it: {reason}", hint=self._hint(status, code)) from error
         except ConnectionError as error:
             raise LakeError(subject, f"cannot {verb} it: {error}", hint=self._hint(None, "")) from error
 
+    def refusal(self, verb: str, uri: str, status: int, code: str) -> LakeError:
+        """That the account does not let us in, and why as far as it can be known here."""
+        reason, table = f"{code or 'refused'} ({status})", f"[adls.{self.account}]"
+        hint = f"{table} signs in by {self.auth}: renew it if it has expired, and let it read and write there"
+        if self.auth == "sas" and (ended := _ended(self.secret)):
+            reason += f", the SAS of account '{self.account}' expired at {ended:%Y-%m-%d %H:%M:%S} UTC"
+            hint = f"put a new SAS where {table} secret says, and run it again; what was there before is unchanged"
+        return LakeError(f"Lake path '{uri}'", f"cannot {verb} it: {reason}", hint=hint)
+
     def _hint(self, status: int | None, code: str) -> str:
         table = f"[adls.{self.account}]"
         if code in _NO_CONTAINER:
             return "make the container, or correct the lake's URI: abfss://CONTAINER@ACCOUNT.dfs.core.windows.net"
-        if status in (401, 403):
-            return f"{table} signs in by {self.auth}: renew it if it has expired, and let it read and write there"
         if status is None:
             return f"check the network and {table} endpoint"
         return "a file may be where a folder should be" if status == 409 else "run it again when the service is well"
+
+
+def driver_refusal(text: str) -> LakeError | None:
+    """What Spark's driver of `abfs:` tells of a request that an account refused, as our own error about the path."""
+    found = _DRIVER_REFUSED.search(text)
+    if found is None:
+        return None
+    url = urlsplit(found["url"])
+    for place in places_elsewhere():
+        with contextlib.suppress(TidemarkError):  # as of a place whose secret is not at hand
+            store = open_file_store(place)
+            if not isinstance(store, AdlsFileStore) or urlsplit(store.endpoint).netloc != url.netloc:
+                continue
+            path = unquote(url.path)
+            if not url.netloc.startswith(f"{store.account}."):  # an account elsewhere is the first part of the path
+                path = path.removeprefix(f"/{store.account}")
+            root = f"/{_located(place)[0]}"
+            if f"{path}/".startswith(f"{root}/"):
+                verb = "read" if found["method"] in ("GET", "HEAD") else "write"
+                return store.refusal(verb, place + path[len(root) :], int(found["status"]), found["code"] or "")
+    return None
+
+
+def _ended(sas: str) -> datetime.datetime | None:
+    """When a SAS expired, if it has; None when it does not tell."""
+    told = parse_qs(sas.lstrip("?")).get("se", [""])[0].replace("Z", "+00:00")
+    with contextlib.suppress(ValueError):
+        end = datetime.datetime.fromisoformat(told)
+        end = end.astimezone(datetime.timezone.utc) if end.tzinfo else end.replace(tzinfo=datetime.timezone.utc)
+        return end if end <= datetime.datetime.now(datetime.timezone.utc) else None
+    return None
 
 
 def _located(uri: str) -> tuple[str, str]:
@@ -257,7 +311,6 @@ def _credential(store: AdlsFileStore) -> Any:
     return identity.ManagedIdentityCredential(client_id=store.client or None)
 
 
-@lru_cache(maxsize=1)
 def _azure_error() -> Any:
     """The packages' error, also where they are not there: then there is none to catch."""
     try:

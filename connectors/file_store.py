@@ -270,6 +270,11 @@ def use_file_stores(opened: Mapping[str, Callable[[], FileStore]]) -> None:
     _ELSEWHERE.update(opened)
 
 
+def places_elsewhere() -> list[str]:
+    """The places that `use_file_stores` was told."""
+    return list(_ELSEWHERE)
+
+
 def parted(uri: str) -> tuple[str, str]:
     """`hdfs://name:8020/a/b` -> (`hdfs://name:8020`, `/a/b`). As in Spark's paths, signs are only characters."""
     found = re.fullmatch(r"([a-z]+://[^/]+)(/.*)?", uri, re.DOTALL)

@@ -220,7 +220,6 @@ def _client(store: HdfsFileStore, process: int) -> Any:  # noqa: ARG001 - a proc
     return KerberosClient(urls, timeout=timeout, session=session)
 
 
-@lru_cache(maxsize=1)
 def _hdfs_error() -> Any:
     """The package's error, also where the package is not there: then there is none to catch."""
     try:

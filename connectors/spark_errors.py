@@ -1,4 +1,4 @@
-"""A failure inside Spark that the data caused -> one line, without the values that Spark quotes.
+"""A failure inside Spark that the data or a lake's sign-in caused -> one line, without the values that Spark quotes.
 
 A task's failure reaches Python as a PySparkException or as a bare Py4JJavaError, whichever layer wrapped it, so its
 text is read: Spark writes every error as `[CONDITION] message SQLSTATE: 12345`, the innermost cause last.
@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from connectors.adls_files import driver_refusal
 from feature_defs.errors import DataError, OnlineStoreError, TidemarkError
 
 _ERROR = re.compile(
@@ -21,12 +22,15 @@ _DATA_EXCEPTION = "22"  # the class of SQLSTATEs for values that an operation ca
 
 @contextmanager
 def data_errors(subject: str) -> Iterator[None]:
-    """What the data caused is a DataError about the subject; every other failure passes as it is."""
+    """What the data caused is a DataError about the subject, what an account refused a LakeError about the path; every
+    other failure passes as it is."""
     try:
         yield
     except TidemarkError:
         raise
     except Exception as error:
+        if refused := driver_refusal(str(error)):
+            raise refused from error
         found = _explained(str(error))
         if found is None:
             raise

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import NoReturn
 
+from connectors.adls_files import driver_refusal
 from feature_defs.errors import EXIT_BUG, EXIT_DONE, MissingPartError, SparkFailed, TidemarkError, UsageError, near_miss
 from jobs import __version__
 from jobs.report import as_json
@@ -87,12 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(given)
     except TidemarkError as error:
-        print(json.dumps(error.as_plain(), indent=1) if as_plain else f"tidemark: {error}", file=sys.stderr)
-        return error.exit_code
+        return _told(error, as_plain)
     except KeyboardInterrupt:
         print("tidemark: interrupted; a run that did not finish has changed nothing", file=sys.stderr)
         return 130
     except Exception as error:  # noqa: BLE001 - a bug: all of the traceback, and what to do with it
+        if refused := driver_refusal(str(error)):
+            return _told(refused, as_plain)
         traceback.print_exc()
         if type(error).__module__.startswith(("pyspark.", "py4j.")):
             hint = "the lines above and the driver's log say where; what was there before is unchanged"
@@ -101,6 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return failed.exit_code
         print("tidemark: this is a bug in Tidemark; please report it with the lines above", file=sys.stderr)
         return EXIT_BUG
+
+
+def _told(error: TidemarkError, as_plain: bool) -> int:
+    print(json.dumps(error.as_plain(), indent=1) if as_plain else f"tidemark: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def _spark_says(text: str) -> str:

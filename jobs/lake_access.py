@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache, partial
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -102,6 +102,7 @@ def hadoop_conf(settings: Settings) -> dict[str, str]:
     for host in sorted(hosts):
         adls = _named(settings.adls, host.partition(".")[0])
         found |= _abfs_conf(host, adls) if adls else {}
+    found |= _waiting_conf(settings.hdfs.values())
     pairs = {name: _ha_conf(name, hdfs) for name, hdfs in settings.hdfs.items() if len(listed_in(hdfs.namenodes)) > 1}
     if pairs:
         found["dfs.nameservices"] = ",".join(pairs)
@@ -151,6 +152,24 @@ def _abfs_conf(host: str, adls: AdlsSettings) -> dict[str, str]:
             found["fs.azure.always.use.https"] = "false"
             found["fs.azure.networking.library"] = "JDK_HTTP_URL_CONNECTION"  # the usual one knows https alone
     return found
+
+
+def _waiting_conf(clusters: Collection[HdfsSettings]) -> dict[str, str]:
+    """That a single NameNode which starts again is waited for; Hadoop's client asks it once, and the task fails.
+
+    The waits double, and come to `timeout_seconds`: Hadoop takes the first of them twice. It counts a NameNode in safe
+    mode so, and one that refuses connections again in every try, up to eight times as long. Not beside an HA pair: the
+    key is one for all HDFS, and a pair would wait for the NameNode that is down before it asks the other.
+    """
+    longest = max((hdfs.timeout_seconds for hdfs in clusters), default=0)
+    if longest <= 0 or any(_is_pair(hdfs) for hdfs in clusters):
+        return {}
+    waits = (str(max(1, round(longest * 1000 / 32 * 2**number))) for number in range(5))
+    return {"dfs.client.retry.policy.enabled": "true", "dfs.client.retry.policy.spec": ",1,".join(waits) + ",1"}
+
+
+def _is_pair(hdfs: HdfsSettings) -> bool:
+    return len(listed_in(hdfs.namenodes)) > 1 or len(listed_in(hdfs.webhdfs)) > 1
 
 
 def _ha_conf(name: str, hdfs: HdfsSettings) -> dict[str, str]:

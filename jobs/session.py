@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,6 +50,7 @@ _FASTER = {
 _CODE_KEPT = ("spark.sql.codegen.cache.maxEntries", "1000")  # usually 100, two such runs; only a new session can say it
 # Of a query's settings Spark's pages show all but what matches; the usual pattern lets an account's key through.
 _REDACTED, _SECRETS = "spark.sql.redaction.options.regex", r"(?i)url|^fs\.azure\..*(key|secret|token)"
+_OF_ACCOUNT = ("fs.azure.account.", "fs.azure.sas.")  # how one account is signed in to
 _DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
@@ -88,10 +89,20 @@ def _with_lakes(session: SparkSession, settings: Settings) -> SparkSession:
     conf = hadoop_conf(settings)
     if conf:
         conf[_REDACTED] = _SECRETS
-    for key, value in conf.items():
+    for key, value in {**conf, **_anew(session, conf)}.items():
         with suppress(Exception):
             session.conf.set(key, value)
     return session
+
+
+def _anew(session: SparkSession, conf: Mapping[str, str]) -> dict[str, str]:
+    """Hadoop keeps a file system with the credential that it was opened with, as long as the JVM lives. A session that
+    is told another (a new token, in a notebook) opens them anew each time, which costs a request more for each file."""
+    with suppress(Exception):
+        known = {key: session.conf.get(key, None) for key in conf if key.startswith(_OF_ACCOUNT)}
+        if any(known[key] not in (None, conf[key]) for key in known):
+            return {f"fs.{scheme}.impl.disable.cache": "true" for scheme in ("abfs", "abfss")}
+    return {}
 
 
 def _with_rules(session: SparkSession) -> SparkSession:

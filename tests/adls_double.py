@@ -6,10 +6,15 @@
 After https://learn.microsoft.com/rest/api/storageservices/data-lake-storage-gen2. Not checked: signatures of Data Lake
 verbs (the emulator checks those of reads), and access lists. A folder is an empty blob with the mark that the service
 uses, and one lock makes a rename one step. `fail`, `cut` and the clock of a SAS are faults that a test asks for.
+
+    python tests/adls_double.py --blobs http://HOST:10000 --host 0.0.0.0 --port 10004 --container lake
+
+runs it by itself: a container of docker/compose.yaml.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import http.client
 import json
@@ -55,8 +60,8 @@ class AdlsDouble(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, blobs: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Request)
+    def __init__(self, blobs: str, host: str = "127.0.0.1", port: int = 0) -> None:
+        super().__init__((host, port), _Request)
         self.blobs = urlsplit(blobs)
         credential = {"account_name": ACCOUNT, "account_key": KEY}
         self.service = BlobServiceClient(f"{blobs}/{ACCOUNT}", credential=credential, retry_total=0)
@@ -403,3 +408,20 @@ def stamped(blob: BlobProperties | None) -> dict[str, str]:
     assert blob is not None
     etag = blob.etag.strip('"')
     return {"ETag": f'"{etag}"', "Last-Modified": format_datetime(blob.last_modified, usegmt=True)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--blobs", required=True, metavar="URL", help="the emulator's address")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=10004)
+    parser.add_argument("--container", required=True, help="made when it is not there")
+    args = parser.parse_args()
+    double = AdlsDouble(args.blobs, args.host, args.port)
+    with suppress(ResourceExistsError):
+        double.make_container(args.container)
+    double.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.adls_double import ACCOUNT, KEY, AdlsDouble
-from tests.hdfs_daemons import free_port, until
+from tests.waiting import free_port, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

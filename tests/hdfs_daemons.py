@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
-import time
 import urllib.request
-from collections.abc import Callable
-from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +12,7 @@ import pyspark
 
 from jobs.session import check_java
 from tests.fetched import maven_jar
+from tests.waiting import free_port, until
 
 _MINICLUSTER = "org.apache.hadoop:hadoop-client-minicluster:3.5.0"
 _SHA256 = "06772d24529e59939915979b3edba204d367750ef7dc5120411f35221dd4818c"
@@ -31,11 +28,6 @@ log4j.appender.console.target=System.err
 log4j.appender.console.layout=org.apache.log4j.PatternLayout
 log4j.appender.console.layout.ConversionPattern=%d{ISO8601} %p %c{2}: %m%n
 """
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as found:
-        return int(found.getsockname()[1])
 
 
 @dataclass
@@ -107,7 +99,7 @@ class Hdfs:
             state = self.state()
             return (state["NumLiveDataNodes"], state["FSState"]) == (wanted, "Operational")
 
-        until(holds)
+        until(holds, _START_SECONDS, every=0.1)
 
     def state(self) -> dict[str, object]:
         query = "jmx?qry=Hadoop:service=NameNode,name=FSNamesystemState"
@@ -145,13 +137,3 @@ class Hdfs:
             items = (f"<property><name>{key}</name><value>{value}</value></property>" for key, value in values.items())
             (conf / name).write_text(f"<configuration>{''.join(items)}</configuration>")
         (conf / "log4j.properties").write_text(_LOG4J)
-
-
-def until(holds: Callable[[], bool], seconds: float = _START_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        with suppress(OSError, KeyError, IndexError):
-            if holds():
-                return
-        assert time.monotonic() < deadline, "a part of the tests does not get there"
-        time.sleep(0.1)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,10 @@ import redis
 
 from connectors import embedded_redis
 from connectors.redis_cluster import SLOTS
+from tests.waiting import free_port, until
 
 BUS = 10_000  # servers talk to one another on their port and this
 NODE_TIMEOUT_MS = 1000
-START_SECONDS = 30.0
 
 
 @dataclass
@@ -91,7 +89,7 @@ class Cluster:
             server.ask("SCRIPT", "FLUSH")
 
     def _launch(self) -> Server:
-        port = free_port()
+        port = free_port(with_partner=BUS)
         folder = self.folder / str(port)
         folder.mkdir(parents=True)
         settings = {
@@ -128,26 +126,3 @@ def running(folder: Path, *, replicas: int = 0) -> Iterator[Cluster]:
 
 def str_of(found: str | bytes) -> str:
     return found.decode() if isinstance(found, bytes) else found
-
-
-def free_port() -> int:
-    """A port that is free, with its partner for the bus."""
-    while True:
-        with closing(socket.create_server(("127.0.0.1", 0))) as found:
-            port = found.getsockname()[1] % 20_000 + 30_000
-        with (
-            suppress(OSError),
-            closing(socket.create_server(("127.0.0.1", port))),
-            closing(socket.create_server(("127.0.0.1", port + BUS))),
-        ):
-            return port
-
-
-def until(holds: Callable[[], object], seconds: float = START_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        with suppress(redis.RedisError):
-            if holds():
-                return
-        assert time.monotonic() < deadline, "the cluster does not get there"
-        time.sleep(0.02)

@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyspark
 
+from tests.waiting import until
+
 ROOT = Path(__file__).resolve().parent.parent
 SPARK_HOME = Path(pyspark.__file__).parent
-PATIENCE_SECONDS = 300.0  # a machine that others use as well may take minutes to start a driver
 QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # a JVM that lives for a minute is not worth compiling twice
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Standalone:
     def start(self, *, workers: int = 2) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.master, log = self._launch("master", SPARK_MASTER_HOST="127.0.0.1", SPARK_MASTER_PORT="0")
-        self.url = until(lambda: found(r"Starting Spark master at (spark://\S+)", log), log)
+        self.url = until(lambda: found(r"Starting Spark master at (spark://\S+)", log), log=log)
         self.add_workers(workers)
 
     def add_workers(self, count: int) -> None:
@@ -85,7 +85,7 @@ class Standalone:
             for number in range(len(self.workers), len(self.workers) + count)
         ]
         for process, log in begun:
-            until(lambda log=log: found(r"Successfully registered with (master)", log), log)
+            until(lambda log=log: found(r"Successfully registered with (master)", log), log=log)
             self.workers.append(Worker(process))
 
     def alive(self) -> list[Worker]:
@@ -205,14 +205,6 @@ def lost_tasks(event_log: Path) -> list[str]:
 def found(pattern: str, log: Path) -> str | None:
     told = re.search(pattern, log.read_text(encoding="utf-8", errors="replace"))
     return told[1] if told else None
-
-
-def until(ask: Callable[[], Found | None], log: Path | None = None, seconds: float = PATIENCE_SECONDS) -> Found:
-    deadline = time.monotonic() + seconds
-    while not (answer := ask()):
-        assert time.monotonic() < deadline, log.read_text(encoding="utf-8")[-3000:] if log else "it does not come to it"
-        time.sleep(0.02)
-    return answer
 
 
 @contextmanager

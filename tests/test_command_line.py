@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from connectors.adls_files import AdlsFileStore
+from connectors.file_store import use_file_stores
 from feature_defs import errors
 from jobs.command_line import VERBS, main, overview, verb_parser
 from tests.definition_files import GOOD, edited, write, write_place
@@ -292,6 +294,26 @@ def test_a_lake_that_cannot_be_written_exits_6(run: Run, profile: Path) -> None:
     assert (ran.code, ran.out) == (6, "")
     assert "Not a directory" in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_an_account_that_refuses_spark_exits_6_without_a_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "https://acme.dfs.core.windows.net/raw/a?se=2026-01-31&sig=XXXXX"
+
+    def refused(*_: object) -> None:
+        raise RuntimeError(
+            f'Caused by: Operation failed: "Forbidden", 403, PUT, {url}, rId: 1, AuthenticationFailed, "x"'
+        )
+
+    account = AdlsFileStore("acme", "https://acme.dfs.core.windows.net", auth="sas", secret="se=2026-01-31&sig=x")
+    use_file_stores({"abfss://raw@acme.dfs.core.windows.net": lambda: account})
+    monkeypatch.setattr("jobs.check.run", refused)
+    ran = run("check")
+    assert (ran.code, ran.out) == (6, "")
+    assert ran.err == (
+        "tidemark: Lake path 'abfss://raw@acme.dfs.core.windows.net/a': cannot write it: AuthenticationFailed (403), "
+        "the SAS of account 'acme' expired at 2026-01-31 00:00:00 UTC\n"
+        "Hint: put a new SAS where [adls.acme] secret says, and run it again; what was there before is unchanged\n"
+    )
 
 
 # --- list ---

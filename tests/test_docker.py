@@ -14,13 +14,17 @@ import jsonschema
 import pytest
 import yaml
 
+from feature_defs.loading import load
 from jobs.settings import load_settings
+from tests.emulator import ACCOUNT, KEY
+from tests.emulator import PINNED as PINNED_EMULATOR
 from tests.standalone import ROOT
 
 DOCKER = ROOT / "docker"
 COMPOSE = yaml.safe_load(DOCKER.joinpath("compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, Any] = COMPOSE["services"]
 DOCKERFILE = DOCKER.joinpath("Dockerfile").read_text(encoding="utf-8")
+FOLDERS = ("namenode.name", "datanode.data")
 PINNED = re.compile(r"[a-z0-9./-]+:\d+\.\d+\.\d+(-[a-z0-9-]+)?")
 
 
@@ -37,7 +41,18 @@ def test_the_compose_file_keeps_the_published_schema() -> None:
 
 
 def test_the_parts_of_a_place_are_there() -> None:
-    wanted = {"master", "worker-1", "worker-2", "namenode", "datanode", "blobs", "redis", "redis-cluster", "jupyter"}
+    wanted = {
+        "master",
+        "worker-1",
+        "worker-2",
+        "namenode",
+        "datanode",
+        "blobs",
+        "adls",
+        "redis",
+        "redis-cluster",
+        "jupyter",
+    }
     assert SERVICES.keys() >= wanted
     cluster = {name for name, service in SERVICES.items() if "cluster" in service.get("profiles", [])}
     assert cluster == {"redis-1", "redis-2", "redis-3", "redis-cluster"}
@@ -106,12 +121,36 @@ def test_the_profile_of_the_containers_names_services(monkeypatch: pytest.Monkey
     assert "TIDEMARK_PROFILE=docker" in DOCKERFILE
     settings = load_settings(str(ROOT / "conf" / "docker.toml"))
     assert Path(settings.definitions).is_dir()
-    for url in (settings.online.url, settings.spark.master):
-        host, _, port = url.rpartition("//")[2].partition("/")[0].partition(":")
+    lakes = [settings.lakes["raw"], settings.hdfs["namenode"].webhdfs, settings.adls[ACCOUNT].endpoint]
+    for url in (settings.online.url, settings.spark.master, *lakes):
+        host, _, port = url.partition("//")[2].partition("/")[0].partition(":")
         assert host in SERVICES, url
         assert f"127.0.0.1:{port}:{port}" in SERVICES[host]["ports"]
-    mounts = {volume.partition(":")[2] for volume in SERVICES["worker-1"]["volumes"]}
-    for name in ("master", "worker-1", "worker-2", "jupyter"):
-        assert {volume.partition(":")[2] for volume in SERVICES[name]["volumes"]} == mounts
-    assert all(base.startswith("file:///lake/") for base in settings.lakes.values())
-    assert mounts == {"/lake"}
+
+
+def test_the_lakes_of_the_containers_are_the_hdfs_and_the_emulator_of_theirs() -> None:
+    settings = load_settings(str(ROOT / "conf" / "docker.toml"), {})
+    hdfs, cloud = SERVICES["namenode"]["environment"]["CORE-SITE.XML_fs.defaultFS"], settings.lakes["cloud"]
+    for name in ("raw", "features", "work"):
+        assert settings.lakes[name] == f"{hdfs}/lake/{name}"
+    assert settings.hdfs["namenode"].webhdfs == "http://namenode:9870"
+    assert SERVICES["datanode"]["environment"].items() <= SERVICES["namenode"]["environment"].items()
+    folders = [SERVICES["namenode"]["environment"][f"HDFS-SITE.XML_dfs.{kind}.dir"] for kind in FOLDERS]
+    assert folders == ["file:///data/name", "file:///data/blocks"]  # on volumes, which outlive a container
+    assert {SERVICES[name]["volumes"][0].partition(":")[2] for name in ("namenode", "datanode")} == {"/data"}
+
+    command = SERVICES["adls"]["command"]
+    told = dict(zip(command[2::2], command[3::2], strict=True))
+    assert settings.adls[ACCOUNT].endpoint == f"http://adls:{told['--port']}/{ACCOUNT}"
+    assert cloud.startswith(f"abfs://{told['--container']}@{ACCOUNT}.dfs.core.windows.net/")
+    assert told["--blobs"] == "http://blobs:10000"
+    assert settings.tables.keys() <= load(Path(settings.definitions)).groups.keys()
+    assert set(settings.tables.values()) == {"lake://cloud"}
+    assert f"\nENV {settings.adls[ACCOUNT].secret.removeprefix('env:')}={KEY}\n" in DOCKERFILE
+
+
+def test_the_emulator_of_the_containers_is_that_of_the_tests() -> None:
+    pinned = json.loads(PINNED_EMULATOR.joinpath("package.json").read_text(encoding="utf-8"))["dependencies"]["azurite"]
+    lock = json.loads(PINNED_EMULATOR.joinpath("package-lock.json").read_text(encoding="utf-8"))["packages"]
+    assert SERVICES["blobs"]["image"] == f"mcr.microsoft.com/azure-storage/azurite:{pinned}"
+    assert lock["node_modules/azurite"]["version"] == pinned

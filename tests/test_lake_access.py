@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from connectors.adls_files import AdlsFileStore, _credential
-from connectors.file_store import open_file_store
+from connectors.adls_files import AdlsFileStore, _credential, driver_refusal
+from connectors.file_store import open_file_store, use_file_stores
 from connectors.hdfs_files import HdfsFileStore, _client
 from feature_defs.errors import LakeError, MissingPartError, UsageError
 from jobs.lake_access import ABFS_JARS, hadoop_conf, hadoop_user, use_lakes
-from jobs.session import _SECRETS, DELTA_JARS, with_jars
+from jobs.session import _SECRETS, DELTA_JARS, _anew, with_jars
 from jobs.settings import AdlsSettings, HdfsSettings, Settings, load_settings
 from tests.definition_files import edited
 from tests.test_settings import read, refused
@@ -203,6 +205,51 @@ def test_a_cluster_that_does_not_answer_is_a_lake_error_that_names_it() -> None:
             assert raised.value.subject.startswith(f"Lake path '{uri.rpartition('/')[0]}")
 
 
+REFUSED = (
+    'Job aborted ... Caused by: Operation failed: "Server failed to authenticate.", {status}, {method}, https://{url}'
+    "?action=append&position=0&se=2026-01-01T00:00:00Z&sig=XXXXX, rId: 1-2{code}\n\tat org.apache"
+)
+
+
+@pytest.mark.parametrize(
+    ("adls", "told", "subject", "problem", "hint"),
+    [
+        ({"auth": "sas", "secret": "?sv=1&se=2026-01-31T12%3A00%3A00Z&sig=hunter2"},
+         {"status": 403, "method": "PUT", "url": f"{HOST}/raw/a/b%20c", "code": ', AuthenticationFailed, "Server"'},
+         "/a/b c", "cannot write it: AuthenticationFailed (403), the SAS of account 'acme' expired at 2026-01-31 12:00",
+         "put a new SAS where [adls.acme] secret says, and run it again"),
+        ({"auth": "sas", "secret": "se=2026-01-31&sig=hunter2"},
+         {"status": 403, "method": "HEAD", "url": f"{HOST}/raw"},
+         "", "cannot read it: refused (403), the SAS of account 'acme' expired at 2026-01-31 00:00:00", "put a new"),
+        ({"auth": "sas", "secret": "se=2999-01-31&sig=hunter2"},
+         {"status": 403, "method": "GET", "url": f"{HOST}/raw/a", "code": ", AuthorizationPermissionMismatch"},
+         "/a", "cannot read it: AuthorizationPermissionMismatch (403)", "[adls.acme] signs in by sas: renew it if it"),
+        ({"auth": "sas", "secret": "se=tomorrow&sig=hunter2"}, {"status": 403, "method": "GET", "url": f"{HOST}/raw/a"},
+         "/a", "cannot read it: refused (403)", "[adls.acme] signs in by sas: renew it if it"),
+        ({"endpoint": "https://10.0.0.4"}, {"status": 401, "method": "DELETE", "url": "10.0.0.4/acme/raw/a"},
+         "/a", "cannot write it: refused (401)", "[adls.acme] signs in by identity"),
+    ],
+)  # fmt: skip
+def test_what_an_account_refuses_spark_is_told_as_of_our_own_requests(
+    adls: dict[str, str], told: dict[str, object], subject: str, problem: str, hint: str
+) -> None:
+    place = f"abfss://raw@{HOST}"
+    use_file_stores({place: lambda: AdlsFileStore("acme", **{"endpoint": f"https://{HOST}", **adls})})
+    found = driver_refusal(REFUSED.format(**{"code": "", **told}))
+    assert found is not None
+    assert found.subject == f"Lake path '{place}{subject}'"
+    assert found.problem.startswith(problem)
+    assert found.hint.startswith(hint)
+    assert "hunter2" not in str(found)
+
+
+def test_what_no_account_of_the_profile_refused_is_left_to_spark() -> None:
+    use_file_stores({f"abfss://raw@{HOST}": lambda: AdlsFileStore("acme", f"https://{HOST}")})
+    for url in (f"{HOST}/raw2/a", "other.dfs.core.windows.net/raw/a"):
+        assert driver_refusal(REFUSED.format(status=403, method="GET", url=url, code="")) is None
+    assert driver_refusal(REFUSED.format(status=503, method="GET", url=f"{HOST}/raw/a", code="")) is None
+
+
 # --- Spark ---
 
 
@@ -253,6 +300,16 @@ def test_spark_shows_no_secret_of_a_session(key: str) -> None:
     assert not re.search(_SECRETS, f"fs.azure.account.auth.type.{HOST}")
 
 
+def test_a_session_that_is_told_another_credential_opens_file_systems_anew() -> None:
+    """What is said of another account, or of where accounts are, leaves those that are open."""
+    token = f"fs.azure.sas.fixed.token.{HOST}"
+    session = SimpleNamespace(conf={token: "old", "fs.azure.abfs.endpoint": "10.0.0.4"})
+    anew = {"fs.abfs.impl.disable.cache": "true", "fs.abfss.impl.disable.cache": "true"}
+    assert _anew(session, {token: "new"}) == anew
+    for same in ({token: "old"}, {f"{token}.cn": "new"}, {"fs.azure.abfs.endpoint": "10.0.0.5"}, {}):
+        assert _anew(session, same) == {}
+
+
 def test_an_account_elsewhere_is_told_to_spark_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S", "a2V5")
     for endpoint, expected in (
@@ -267,6 +324,27 @@ def test_an_account_elsewhere_is_told_to_spark_with_its_address(monkeypatch: pyt
             Settings(name="test", definitions=".", lakes={"a": f"abfss://a@{HOST}"}, adls={"acme": adls})
         )
         assert {key: value for key, value in conf.items() if HOST not in key and key not in COMMON} == expected
+
+
+def test_a_single_namenode_is_waited_for_and_a_pair_fails_over() -> None:
+    """Waits that double, of which Hadoop takes the first twice. The key is one for all HDFS: beside a pair it stays."""
+
+    def conf(**clusters: HdfsSettings) -> dict[str, str]:
+        return hadoop_conf(Settings(name="test", definitions=".", lakes={}, hdfs=clusters))
+
+    single = HdfsSettings(webhdfs="http://x:1", namenodes="x:8020", timeout_seconds=32)
+    waits = {
+        "dfs.client.retry.policy.enabled": "true",
+        "dfs.client.retry.policy.spec": "1000,1,2000,1,4000,1,8000,1,16000,1",
+    }
+    assert conf(a=single) == waits
+    assert conf(a=single, b=dataclasses.replace(single, timeout_seconds=8)) == waits
+    assert conf(a=dataclasses.replace(single, timeout_seconds=0)) == conf() == {}
+    for pair in (
+        HdfsSettings(webhdfs="http://x:1, http://y:1"),
+        HdfsSettings(webhdfs="http://x:1", namenodes="x:1,y:1"),
+    ):
+        assert not {key for key in conf(a=single, b=pair) if "retry" in key}
 
 
 def test_two_pairs_of_namenodes_are_both_named() -> None:

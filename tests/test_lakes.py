@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+import yaml
 from pyspark.sql import DataFrame
 
+from connectors.adls_files import AdlsFileStore
 from connectors.offline_tables import open_table
 from connectors.redis_online import RedisAddress
+from connectors.spark_errors import data_errors
 from feature_defs import Entity, Feature, FeatureGroup, Service, Source
+from feature_defs.errors import LakeError
 from jobs.apply import apply
 from jobs.compute import compute
 from jobs.datasets import open_dataset
 from jobs.generate import generate
+from jobs.lake_access import hadoop_conf
 from jobs.maintain import maintain
 from jobs.materialize import materialize
 from jobs.place import Place
-from jobs.settings import OnlineSettings
+from jobs.settings import AdlsSettings, OnlineSettings, load_settings
 from jobs.training_set import training_set
 from jobs.transforms.row_hash import hash_of
-from tests.emulator import Emulator
-from tests.hdfs_daemons import Hdfs, until
+from tests.emulator import ACCOUNT, KEY, Emulator
+from tests.hdfs_daemons import Hdfs
 from tests.lab import NOW, Table, register
 from tests.lake_kinds import ROOT, adls_settings, hdfs_settings
 from tests.pipe_tables import assert_rows
+from tests.test_lake_faults import signed
+from tests.waiting import free_port, until
 
 customer = Entity("customer", keys={"customer_id": "string"})
 Put = Callable[..., Place]
@@ -119,7 +130,8 @@ def test_one_training_set_joins_groups_of_both_lakes(
 def test_the_example_gives_the_same_rows_on_hdfs_and_in_adls(
     with_lakes: Put, hdfs: Hdfs, adls: Emulator, address: RedisAddress, tmp_path: Path
 ) -> None:
-    """The demo's verbs in each; every table, and the training set, by its row hash."""
+    """The demo's verbs in each; every table, and the training set, by its row hash. Then the profile of the containers,
+    on HDFS but for a table in ADLS."""
     hashes: dict[str, dict[str, str]] = {}
     for kind, part in (("hdfs", hdfs), ("adls", adls)):
         lakes = {name: f"{part.uri}/{tmp_path.name}/{name}" for name in ("raw", "features", "work")}
@@ -137,6 +149,47 @@ def test_the_example_gives_the_same_rows_on_hdfs_and_in_adls(
     assert hashes["hdfs"] == hashes["adls"]
     assert len(hashes["hdfs"]) == 6
     assert not [told for told in hashes["hdfs"].values() if told.startswith("0 rows")]
+    hybrid = with_lakes(**containers_profile(hdfs, adls, tmp_path))
+    (elsewhere,) = hybrid.settings.tables
+    compute(hybrid, [elsewhere], now=NOW)
+    training_set(hybrid, "lake://raw/churn_labels", service="churn", out="lake://work/hybrid")
+    table = hybrid.table(hybrid.applied().definitions.groups[elsewhere])
+    assert table.uri.startswith(adls.uri)
+    assert str(hashed(table.read())) == hashes["hdfs"][elsewhere]
+    dataset = open_dataset(hybrid, "lake://work/hybrid")
+    assert str(hashed(dataset.spark())) == hashes["hdfs"]["training set"]
+
+
+def containers_profile(hdfs: Hdfs, adls: Emulator, folder: Path) -> dict[str, Any]:
+    """conf/docker.toml's lakes and tables, with the parts of the tests in the containers' place."""
+    told = load_settings(str(ROOT / "conf" / "docker.toml"), {})
+    uris = {"hdfs://namenode:8020/lake": f"{hdfs.uri}/{folder.name}", adls.uri: f"{adls.uri}/{folder.name}"}
+    lakes = {
+        name: base.replace(there, here)
+        for name, base in told.lakes.items()
+        for there, here in uris.items()
+        if base.startswith(there)
+    }
+    assert lakes.keys() == told.lakes.keys()
+    return {"lakes": lakes, "tables": told.tables, "definitions": told.definitions}
+
+
+def test_the_double_runs_by_itself_as_in_the_containers(adls: Emulator, tmp_path: Path) -> None:
+    """The command of docker/compose.yaml; `localhost`, as its `blobs`, is a name that has no dots."""
+    services = yaml.safe_load(ROOT.joinpath("docker", "compose.yaml").read_text(encoding="utf-8"))["services"]
+    port = free_port()
+    here = {"python3": sys.executable, "10004": str(port), "http://blobs:10000": f"http://localhost:{adls.port}"}
+    process = subprocess.Popen([here.get(word, word) for word in services["adls"]["command"]], cwd=ROOT)
+    try:
+        store = AdlsFileStore(ACCOUNT, f"http://localhost:{port}/{ACCOUNT}", auth="key", secret=KEY)
+        uri = f"{adls.uri}/{tmp_path.name}"
+        store.create(f"{uri}/a", b"x")  # tried again until it answers
+        store.rename(f"{uri}/a", f"{uri}/b")
+        assert [file.path for file in store.list_files(uri)] == ["b"]
+        assert store.read(f"{uri}/b") == b"x"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def hashed(rows: DataFrame) -> object:
@@ -180,7 +233,7 @@ def interrupted(write: Callable[[DataFrame], object], rows: DataFrame, folder: P
 
     job = threading.Thread(target=run)
     job.start()
-    until(begun.exists, 120)
+    until(lambda: begun.exists() or raised, 120)
     fault()
     go_on.touch()
     job.join()
@@ -202,28 +255,25 @@ def test_a_table_is_whole_when_a_data_node_dies_while_it_is_written(
     assert table.note(table.version() or 0)["run"] == "second"
 
 
-def test_a_table_is_whole_when_the_name_node_starts_again_while_it_is_written(
+def test_a_job_goes_on_when_the_name_node_starts_again_while_it_writes_or_begins(
     with_lakes: Put, hdfs: Hdfs, tmp_path: Path
 ) -> None:
     def starts_again() -> None:
         hdfs.kill("name")
         hdfs.start_name_node()
 
-    place = with_lakes({"features": f"{hdfs.uri}/{tmp_path.name}"})
-    table = open_table(place.spark, place.lakes.uri("lake://features/t"), "delta")
-    table.replace(many_rows(place, "1").limit(10), {"run": "first"})
-
-    def there() -> tuple[object, ...]:
-        run = table.note(table.version() or 0)["run"]
-        return (run, *table.read().selectExpr("count(*)", "sum(amount)").collect()[0])
-
-    # The driver of HDFS asks one NameNode once: a task that asks it meanwhile fails, and this Spark tries a task once.
-    with suppress(Exception):
-        interrupted(lambda rows: table.replace(rows, {"run": "second"}), many_rows(place, "2"), tmp_path, starts_again)
-    hdfs.wait()
-    assert there() in (("first", 10, 10), ("second", 400_000, 800_000))
-    table.replace(many_rows(place, "3"), {"run": "again"})
-    assert there() == ("again", 400_000, 1_200_000)
+    place = with_lakes({name: f"{hdfs.uri}/{tmp_path.name}/{name}" for name in ("raw", "features")})
+    raw = Source("raw", path="lake://raw/rows", format="delta", event_time="event_time")
+    spend = FeatureGroup("spend", entity=customer, source=raw, features=[Feature("amount", "double")])
+    register(place, customer, raw, spend)
+    source = open_table(place.spark, place.lakes.uri(raw.path), "delta")
+    source.replace(many_rows(place, "1D").limit(10), {"run": "first"})
+    interrupted(lambda rows: source.replace(rows, {"run": "second"}), many_rows(place, "2D"), tmp_path, starts_again)
+    assert source.note(source.version() or 0)["run"] == "second"
+    starts_again()
+    assert compute(place, [], now=NOW).rows == 400_000
+    totals = place.table(spend).read().selectExpr("count(*)", "sum(amount)").collect()[0]
+    assert tuple(totals) == (400_000, 800_000)
 
 
 def test_a_table_is_whole_when_adls_is_busy_breaks_off_or_refuses(
@@ -248,3 +298,60 @@ def test_a_table_is_whole_when_adls_is_busy_breaks_off_or_refuses(
     adls.double.faults.clear()
     assert tuple(table.read().selectExpr("count(*)", "sum(amount)").collect()[0]) == (400_000, 400_000)
     assert table.note(table.version() or 0)["run"] == "first"
+
+
+@pytest.fixture
+def by_sas(
+    with_lakes: Put, adls: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[int], Place]]:
+    """The same place, which signs in by a SAS that is valid for so many seconds."""
+    settings = with_lakes({"features": f"{adls.uri}/{tmp_path.name}"}).settings
+    sas = AdlsSettings(auth="sas", secret="env:TIDEMARK_TEST_SAS", endpoint=adls.endpoint)
+    places: list[Place] = []
+
+    def made(seconds: int) -> Place:
+        monkeypatch.setenv("TIDEMARK_TEST_SAS", signed(seconds))
+        places.append(Place(dataclasses.replace(settings, adls={ACCOUNT: sas})))
+        assert places[-1].spark is not None
+        return places[-1]
+
+    yield made
+    anew = [f"fs.{scheme}.impl.disable.cache" for scheme in ("abfs", "abfss")]
+    for key in (*hadoop_conf(places[-1].settings), *anew):
+        places[-1].spark.conf.unset(key)
+
+
+def test_a_table_is_whole_when_a_sas_expires_while_it_is_written(
+    by_sas: Callable[[int], Place], tmp_path: Path
+) -> None:
+    """And a new one goes on in the session that had the old."""
+
+    def write(rows: DataFrame) -> None:
+        with data_errors("FeatureGroup 't'"):  # as the verbs do
+            table.replace(rows, {"run": "second"})
+
+    def there() -> tuple[object, ...]:
+        run = table.note(table.version() or 0)["run"]
+        return (run, *table.read().selectExpr("count(*)", "sum(amount)").collect()[0])
+
+    place = by_sas(3600)
+    table = open_table(place.spark, place.lakes.uri("lake://features/t"), "delta")
+    table.replace(many_rows(place, "1").limit(10), {"run": "first"})
+    for seconds in (8, 32, 128):  # the longer ones for a machine that is busy
+        place, end = by_sas(seconds), time.monotonic() + seconds + 1  # a SAS tells whole seconds
+        table = open_table(place.spark, table.uri, "delta")
+        with pytest.raises(LakeError) as raised:
+            interrupted(
+                write, many_rows(place, "2"), tmp_path, lambda end=end: time.sleep(max(0.0, end - time.monotonic()))
+            )
+        if (tmp_path / "begun").exists():
+            break
+    assert re.fullmatch(rf"Lake path '{re.escape(table.uri)}/[^']*'", raised.value.subject)
+    expired = rf"\(403\), the SAS of account '{ACCOUNT}' expired at 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC"
+    assert re.fullmatch(f"cannot write it: AuthenticationFailed {expired}", raised.value.problem)
+    assert raised.value.hint.startswith(f"put a new SAS where [adls.{ACCOUNT}] secret says, and run it again;")
+    place = by_sas(3600)
+    table = open_table(place.spark, table.uri, "delta")
+    assert there() == ("first", 10, 10)
+    write(many_rows(place, "2"))
+    assert there() == ("second", 400_000, 800_000)

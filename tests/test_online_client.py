@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone
@@ -51,6 +51,7 @@ from jobs.materialize import materialize
 from jobs.place import Place
 from jobs.settings import OnlineSettings
 from jobs.store import Store
+from tests import redis_cluster
 from tests.conftest import settings_in
 from tests.lab import checked, put, register
 from tests.test_codec import ARROW, TYPE_TEXTS, arrow_type, batches, schema_of
@@ -818,45 +819,8 @@ def test_a_forked_process_makes_connections_of_its_own(churn: Shop) -> None:
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[list[int]]:
     """Three masters on loopback, by their ports."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        first = free.getsockname()[1] % 20_000 + 20_000
-    ports, processes = [first, first + 1, first + 2], []
-    for port in ports:
-        (tmp_path / str(port)).mkdir()
-        given = {"port": port, "bind": "127.0.0.1", "cluster-enabled": "yes", "cluster-node-timeout": 2000, "save": ""}
-        words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-        processes.append(
-            subprocess.Popen(
-                [str(embedded_redis.executable()), *words], cwd=tmp_path / str(port), stdout=subprocess.DEVNULL
-            )
-        )
-    nodes = [redis.Redis(port=port) for port in ports]
-    try:
-        for number, node in enumerate(nodes):
-            until(lambda node=node: node.ping())
-            slots = range(number * 5462, min((number + 1) * 5462, 16_384))
-            node.execute_command("CLUSTER", "ADDSLOTS", *slots)
-            node.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
-        until(lambda: all(node.cluster("INFO")["cluster_state"] == "ok" for node in nodes))
-        yield ports
-    finally:
-        for node in nodes:
-            node.close()
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
-def until(is_true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            if is_true():
-                return
-        except redis.RedisError:
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    with redis_cluster.running(tmp_path) as started:
+        yield [server.port for server in started.masters]
 
 
 def test_a_redis_cluster_is_recognised_and_read(shop: Shop, cluster: list[int]) -> None:

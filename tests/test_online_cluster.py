@@ -18,7 +18,8 @@ from connectors.codec import ValueSchema, decode, encode, removal
 from connectors.online_store import WriteCounts
 from connectors.redis_cluster import SLOTS, slots_of
 from connectors.redis_online import RedisAddress, RedisOnlineStore, open_redis
-from tests.redis_cluster import Cluster, Server, running, until
+from tests.redis_cluster import Cluster, Server, running
+from tests.waiting import until
 
 SECOND = 1_000_000
 NOW = (time.time_ns() // 86_400_000_000_000 + 2) * 86_400 * SECOND

@@ -35,6 +35,7 @@ from connectors.redis_online import (
     open_redis,
 )
 from feature_defs.errors import OnlineStoreError, UsageError
+from tests.waiting import free_port
 
 SECOND = 1_000_000
 # A day ahead: however long the other tests take, Redis' clock does not reach an expiry in here.
@@ -488,8 +489,7 @@ def test_the_listed_commands_are_enough_for_a_restricted_user(address: RedisAddr
 
 
 def test_a_refused_connection_names_the_address() -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     assert f"redis://127.0.0.1:{port}" in refused(
         lambda: open_redis(RedisAddress(f"redis://127.0.0.1:{port}", password="hunter2")), "refused"
     )

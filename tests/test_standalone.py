@@ -8,11 +8,9 @@ undisturbed one left. Every driver takes its settings from conf/spark-defaults.o
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from tests.standalone import (
 )
 from tests.test_house import make_dist
 from tests.verbs_run import END, ROOT
+from tests.waiting import free_port
 
 pytestmark = pytest.mark.parts
 GROUPS = ("customer_profile", "customer_purchases", "customer_sessions", "product_profile")  # one is Parquet
@@ -102,8 +101,7 @@ class Site:
     def submit(self, script: Path, *words: str, name: str, dynamic: bool) -> tuple[subprocess.Popen[str], Application]:
         events = self.event_log(name)
         events.mkdir(parents=True)
-        with closing(socket.create_server(("127.0.0.1", 0))) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         conf = {
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",

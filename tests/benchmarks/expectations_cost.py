@@ -1,7 +1,8 @@
 """What rules cost: one row-level group computed with no rule, with 20, with the same 20 of severity quarantine, and
 with a unique one, alternating, the median of several rounds.
 
-    python tests/benchmarks/expectations_cost.py [ROWS] [ROUNDS]
+    make bench NAME=expectations_cost                    2 M rows, 5 rounds
+    make bench NAME=expectations_cost ARGS="10000 1"     the same, smaller
 
 Its last line is one JSON object: seconds per variant and the cost of the rules in percent of the plain group, by the
 clock and, where /proc tells it, by the processor: that is the one to believe on a machine that does other things too.
@@ -13,19 +14,15 @@ import json
 import os
 import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = str(ROOT)  # for the workers, wherever this is started
+sys.path[0] = str(ROOT)  # the script's own folder has modules named as ours
 
-from connectors.lakes import Lakes  # noqa: E402 - run as a script, the checkout is not on the path yet
-from connectors.registry import Registry  # noqa: E402
-from feature_defs import (  # noqa: E402
+from feature_defs import (  # noqa: E402 - the path comes first
     Entity,
     Expectation,
     Feature,
@@ -40,11 +37,10 @@ from feature_defs import (  # noqa: E402
     SumsMatch,
     Unique,
 )
-from feature_defs.checks import check  # noqa: E402
 from feature_defs.rules import TABLE_RULES  # noqa: E402
 from jobs.compute import compute  # noqa: E402
-from jobs.place import Place  # noqa: E402
-from jobs.settings import OnlineSettings, Settings, SparkSettings  # noqa: E402
+from tests.benchmarks.common import in_folder, place_in, processor_seconds, progress, seconds  # noqa: E402
+from tests.lab import register  # noqa: E402
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -114,44 +110,22 @@ def groups() -> dict[str, FeatureGroup]:
             for name, g in found.items()}  # fmt: skip
 
 
-def processor_seconds() -> float:
-    """What this process and those it started, Spark's JVM among them, have used of the processor; 0 without /proc."""
-    parents: dict[int, tuple[int, int]] = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = file.read_text(encoding="utf-8").rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended
-        parents[int(file.parent.name)] = (int(fields[1]), int(fields[11]) + int(fields[12]))
-    ours = {os.getpid()}
-    while more := {process for process, (parent, _) in parents.items() if parent in ours} - ours:
-        ours |= more
-    return sum(used for process, (_, used) in parents.items() if process in ours) / os.sysconf("SC_CLK_TCK")
-
-
-def measure(
-    spark: SparkSession, rows: int, rounds: int = 5, formats: Sequence[str] = ("delta", "parquet")
-) -> dict[str, Any]:
+def measured(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
     """Seconds of each variant (medians) and what its rules add in percent of the plain group of the same format."""
-    with tempfile.TemporaryDirectory() as folder:
-        lakes = {name: f"file://{folder}/{name}" for name in ("raw", "features", "work")}
-        settings = Settings("bench", folder, lakes, online=OnlineSettings(kind="none"))
-        place = Place(settings)
-        place.__dict__["spark"] = spark  # the session that is measured is the caller's
-        write_orders(spark, Lakes(lakes).uri("lake://raw/orders"), rows)
-        variants = {name: group for name, group in groups().items() if group.offline in formats}
-        definitions, faults = check([CUSTOMER, ORDERS, *variants.values()])
-        assert definitions is not None, faults
-        registry: Registry = place.registry
-        registry.commit(definitions, after=0, applied_at="2026-01-01T00:00:00+00:00", applied_by="", message="")
-        spent: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
-        for name in variants:  # once for the JVM to warm up
-            compute(place, [name])
-        for turn in range(rounds):
-            for name in list(variants)[:: 1 if turn % 2 else -1]:
-                started, used = time.monotonic(), processor_seconds()
-                compute(place, [name])
-                spent[name].append((time.monotonic() - started, processor_seconds() - used))
+    place = place_in(folder)
+    write_orders(place.spark, place.lakes.uri(ORDERS.path or ""), rows)
+    variants = groups()
+    register(place, CUSTOMER, ORDERS, *variants.values())
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+    for name in variants:  # once for the JVM to warm up
+        compute(place, [name], full=True)
+    for turn in range(rounds):
+        for name in list(variants)[:: 1 if turn % 2 else -1]:
+            used = processor_seconds()
+            by_the_clock = seconds(lambda name=name: compute(place, [name], full=True))
+            spent[name].append((by_the_clock, processor_seconds() - used))
+            progress(f"{name}: {by_the_clock:.1f} s")
+    place.spark.stop()
     told: dict[str, Any] = {"rows": rows, "rounds": rounds, "rules": len(RULES)}
     for number, unit in enumerate(("seconds", "processor_seconds")):
         medians = {name: round(statistics.median(times[number] for times in found), 2) for name, found in spent.items()}
@@ -166,24 +140,7 @@ def measure(
 
 
 def main(rows: int = 2_000_000, rounds: int = 5) -> None:
-    from jobs.session import open_session
-
-    with tempfile.TemporaryDirectory() as folder:
-        conf = {
-            "spark.driver.memory": "2g",
-            "spark.ui.enabled": "false",
-            "spark.ui.showConsoleProgress": "false",
-            "spark.sql.shuffle.partitions": "4",
-            "spark.log.level": "ERROR",
-            "spark.local.dir": folder,
-            "spark.sql.warehouse.dir": folder,
-        }
-        plain = Settings("bench", folder, {}, spark=SparkSettings(master="local[2]", conf=conf))
-        spark = open_session(plain)
-        try:
-            print(json.dumps(measure(spark, rows, rounds)))
-        finally:
-            spark.stop()
+    print(json.dumps(in_folder("expectations_cost", lambda folder: measured(folder, rows, rounds))))
 
 
 if __name__ == "__main__":
