@@ -129,7 +129,7 @@ def test_the_profile_of_the_containers_names_services(monkeypatch: pytest.Monkey
 
 
 def test_a_name_node_with_files_does_not_wait_for_a_data_node_that_waits_for_it() -> None:
-    """It leaves safe mode when the DataNode has told its blocks: whether files can be written, that one's check asks."""
+    """Safe mode ends once the DataNode has told its blocks; whether files can be written, that one checks."""
     name_node, data_node = (SERVICES[name]["healthcheck"]["test"][-1] for name in ("namenode", "datanode"))
     assert ("safemode" in name_node, "safemode get | grep -q OFF" in data_node) == (False, True)
     assert "namenode" in SERVICES["datanode"]["depends_on"]
