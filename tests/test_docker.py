@@ -128,6 +128,14 @@ def test_the_profile_of_the_containers_names_services(monkeypatch: pytest.Monkey
         assert f"127.0.0.1:{port}:{port}" in SERVICES[host]["ports"]
 
 
+def test_a_name_node_with_files_does_not_wait_for_a_data_node_that_waits_for_it() -> None:
+    """Safe mode ends once the DataNode has told its blocks; whether files can be written, that one checks."""
+    name_node, data_node = (SERVICES[name]["healthcheck"]["test"][-1] for name in ("namenode", "datanode"))
+    assert ("safemode" in name_node, "safemode get | grep -q OFF" in data_node) == (False, True)
+    assert "namenode" in SERVICES["datanode"]["depends_on"]
+    assert "datanode" in SERVICES["jupyter"]["depends_on"]
+
+
 def test_the_lakes_of_the_containers_are_the_hdfs_and_the_emulator_of_theirs() -> None:
     settings = load_settings(str(ROOT / "conf" / "docker.toml"), {})
     hdfs, cloud = SERVICES["namenode"]["environment"]["CORE-SITE.XML_fs.defaultFS"], settings.lakes["cloud"]
