@@ -155,7 +155,15 @@ class CatalogTable:
 
     def newest(self) -> int | None:
         last = self._history(1)
-        return last[0].version if last and not last[0].is_upkeep else max(self.versions(), default=None)
+        return last[0].version if last and (not last[0].is_upkeep or self._has_rows()) else None
+
+    def _has_rows(self) -> bool:
+        """Whether anybody ever wrote to it, as far as the history goes back."""
+        oldest = None
+        for oldest in self.commits():
+            if not oldest.is_upkeep:
+                return True
+        return oldest is not None and oldest.version > 0
 
     def versions(self) -> list[int]:
         oldest_first = list(reversed(self._history()))
@@ -245,13 +253,13 @@ class CatalogTable:
     def _refuse_others(self) -> bool:
         """Whether there is a table; LakeError for rows that somebody else wrote. The property is what is left of ours
         when the log was cleaned up."""
-        oldest = None
-        for oldest in self.commits():
-            if "run" in oldest.note:
+        is_there = False
+        for commit in self.commits():
+            is_there = True
+            if "run" in commit.note:
                 return True
-        is_empty = oldest is None or (oldest.version == 0 and not self.versions())
-        if is_empty or OURS in (self.detail()["properties"] or {}):
-            return oldest is not None
+        if not is_there or OURS in (self.detail()["properties"] or {}) or not self._has_rows():
+            return is_there
         hint = "drop or rename it, or name another schema or table for the group: [tables] in the profile"
         raise LakeError(f"Table '{self.uri}'", "is there, and no run of Tidemark has written it", hint=hint)
 

@@ -208,7 +208,8 @@ class DeltaOfflineTable:
     def replace(self, rows: DataFrame, note: Note, *, partition_by: Sequence[str] = ()) -> int:
         """As any table's; `partition_by` gives each value of these columns a folder."""
         newest = self.version()
-        self.at.prepare(newest, rows.schema, _properties(rows.schema))
+        with self._refusing():
+            self.at.prepare(newest, rows.schema, _properties(rows.schema))
         same = newest is not None and not partition_by and _shape(self.read_all(newest)) == _shape(rows)
         options = {} if same else {"overwriteSchema": "true", **_properties(rows.schema)}
         return self._written(rows, note, after=newest, replacing=ALL, partition_by=partition_by, **options)

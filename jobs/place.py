@@ -127,7 +127,8 @@ class Place:
                 f'name a lake path there, or set offline="delta" in its definition: {group.name} = "lake://NAME/path"'
             )
             raise UsageError(f"FeatureGroup '{group.name}'", problem, hint=hint)
-        return base or (self.settings.offline if group.offline == "delta" else self.settings.beside)
+        elsewhere = is_in_catalog(self.settings.offline) and group.offline != "delta"
+        return base or (self.settings.beside if elsewhere else self.settings.offline)
 
 
 def open_place(profile: str | None = None) -> Place:

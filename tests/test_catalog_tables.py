@@ -387,7 +387,7 @@ def test_every_verb_gives_by_name_what_it_gives_by_path(online_place: Place, tab
     assert why(by_name, "lake://work/cloud", "amount", {"customer_id": "c1"}).agrees
     plan = explain(by_name, "lake://raw/spine", service="churn")
     assert plan.text().endswith("no join ran; asked in the catalog: spend, totals")
-    assert plan.groups[0].all_rows == 5
+    assert plan.groups[0].all_rows == 7
     for one in maintain(by_name).tables:
         if one.table.startswith(schema):
             assert (one.files_after, len(one.pins)) == (1, 1)
