@@ -397,7 +397,7 @@ def test_every_verb_gives_by_name_what_it_gives_by_path(online_place: Place, tab
     for one, to in ((by_path, by_name), (by_name, by_path)):
         with pytest.raises(UsageError, match=rf"{schema}.spend_v1, {schema}.totals_v1 in cloud: a catalog's table"):
             replicate(one, to=to)
-    assert not list((folder / "spend").rglob("*.parquet")), "no table beside, nor what a merge had staged"
+    assert not list((folder / "spend" / "v1").rglob("*.parquet")), "no table beside, nor what a merge had staged"
 
 
 def test_vacuum_removes_what_was_replaced_before_the_retention(named: Place, tmp_path: Path) -> None:

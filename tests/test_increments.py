@@ -97,13 +97,11 @@ def check_equal_to_a_full_run(place: Place, group: FeatureGroup) -> None:
         ("delta", "delta", "events"),
         ("delta", "delta", "grid"),
         ("parquet", "parquet", "grid"),
-        ("delta", "catalog", "events"),
     ],
 )
 def test_run_after_run_gives_the_table_of_one_full_run(
     place: Place, table: Table, source: str, offline: str, shape: str
 ) -> None:
-    place, offline = of_kind(place, offline)
     group = in_force(place, shape, source=source, offline=offline)
     add(place, table(FIRST, TYPES), source)
     assert (computed(place).how, computed(place).how) == ("full", "nothing new")
