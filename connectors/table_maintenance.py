@@ -387,7 +387,9 @@ def _optimize(
     if upkeep.dry_run:
         return (live, wanted or live), ()
     try:
-        if not detail.get("clusteringColumns") and EVENT_TIME in (schema := table.read_all().schema).names:
+        with session_conf(table.spark, ANY_VERSION, may_refuse=True):  # a maintenance beside this one may replace it
+            schema = table.read_all().schema
+        if not detail.get("clusteringColumns") and EVENT_TIME in schema.names:
             columns = ", ".join(f"`{name}`" for name in clustered_by(schema))
             _committed(table, f"ALTER TABLE {table.at.sql} CLUSTER BY ({columns})", upkeep)
         done = _committed(table, f"OPTIMIZE {table.at.sql}", upkeep)
