@@ -2,8 +2,8 @@
 
     rows -> replace -> a new numbered version (all of it or nothing) -> read
 
-A version carries a note (plain data: run id, fingerprint, ...). Delta keeps it in the commit; a Parquet table keeps
-versions itself:
+A version carries a note (plain data: run id, fingerprint, ...). Delta keeps it in the commit, whether the table is a
+folder or a name in a catalog; a Parquet table keeps versions itself:
 
     TABLE/data/RUN/part-*.parquet     data files, written first, never changed
     TABLE/_tidemark/00000001.json     a manifest a version: its files, schema and note; created exclusively, last
@@ -25,8 +25,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from connectors.delta_log import commit_actions, commits, delta_version, note_in
-from connectors.file_store import FileStore, open_file_store
+from connectors.delta_addresses import ALL, FEED, CatalogTable, DeltaAddress, Folder
+from connectors.file_store import FileStore, check_writable, open_file_store
 from connectors.lakes import joined
 from feature_defs.errors import LakeError, UsageError
 from feature_defs.expressions import quoted
@@ -39,7 +39,6 @@ WENT = HIDDEN + "went"  # whether a changed row is one that went
 STAGING = "_staging"  # in a table's folder, what a merge is about to put in it
 ROWS_A_FILE = 250_000  # a file of rows in the order of time covers a short span, and a reader of a month skips others
 _ORDERED = ("timestamp", "string", "long", "integer", "date", "decimal")
-_FEED = "delta.enableChangeDataFeed"  # what loads of the online store read; appended rows cost nothing more
 _MOST_CLUSTERED = 3  # more columns make files that are narrow in none
 _PARQUET = {
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",  # INT96 has no bounds to skip by, and is slower
@@ -53,7 +52,11 @@ class OfflineTable(Protocol):
     a change of part of a table is refused when another run has written meanwhile."""
 
     @property
-    def uri(self) -> str: ...
+    def uri(self) -> str:
+        """Where it is; of a table in a catalog its name."""
+
+    def check_writable(self) -> None:
+        """LakeError unless a job may write it: asked before it computes for an hour."""
 
     def version(self) -> int | None:
         """The newest version; None when there is no table yet."""
@@ -128,6 +131,13 @@ def session_conf(spark: SparkSession, values: Mapping[str, str], *, may_refuse: 
             spark.conf.unset(name) if known is None else spark.conf.set(name, known)
 
 
+def _takes(spark: SparkSession, values: Mapping[str, str]) -> bool:
+    """Whether a session lets these settings be made."""
+    with suppress(Exception), session_conf(spark, values):
+        return True
+    return False
+
+
 def writing(spark: SparkSession) -> AbstractContextManager[None]:
     """While Parquet files are written."""
     return session_conf(spark, _PARQUET, may_refuse=True)
@@ -135,96 +145,115 @@ def writing(spark: SparkSession) -> AbstractContextManager[None]:
 
 def open_table(spark: SparkSession, uri: str, table_format: str) -> OfflineTable:
     """The table at a URI; it need not exist yet."""
-    files = open_file_store(uri)
     if table_format == "delta":
-        return DeltaOfflineTable(spark, files, uri)
+        return delta_table(spark, uri)
     if table_format == "parquet":
-        return ParquetOfflineTable(spark, files, uri)
+        return ParquetOfflineTable(spark, open_file_store(uri), uri)
     raise UsageError(f"Table '{uri}'", f"format '{table_format}' is not known", hint="use delta or parquet")
+
+
+def delta_table(spark: SparkSession, uri: str) -> DeltaOfflineTable:
+    """The Delta table in a folder."""
+    return DeltaOfflineTable(spark, Folder(open_file_store(uri), uri))
+
+
+def catalog_table(spark: SparkSession, name: str, *, beside: str) -> DeltaOfflineTable:
+    """The Delta table of a catalog; `beside` is the URI of a folder for what is no rows of it."""
+    return DeltaOfflineTable(spark, CatalogTable(spark, name, beside))
 
 
 @dataclass(frozen=True)
 class DeltaOfflineTable:
     spark: SparkSession
-    files: FileStore
-    uri: str
+    at: DeltaAddress
+
+    @property
+    def uri(self) -> str:
+        return self.at.uri
+
+    def check_writable(self) -> None:
+        self.at.check_writable()
 
     def version(self) -> int | None:
-        # the log is listed rather than asked of Spark: DESCRIBE HISTORY costs a job, a listing does not
-        return max(self.versions(), default=None)
+        return self.at.newest()
 
     def versions(self) -> list[int]:
-        return commits(self.files, self.uri)
+        return self.at.versions()
 
     def read(self, version: int | None = None) -> DataFrame:
         return shown(self.read_all(version))
 
     def read_all(self, version: int | None = None) -> DataFrame:
         chosen = _existing(self, version)
-        return self.spark.read.format("delta").option("versionAsOf", chosen).load(self.uri)
+        return self.at.loaded(self.spark.read.format("delta").option("versionAsOf", chosen))
 
     def changes(self, since: int, until: int) -> DataFrame | None:
-        found = delta_version(self.files, self.uri, f"Table '{self.uri}'", until)
-        if found is None or dict(found.metadata["configuration"]).get(_FEED) != "true":
+        if not self.at.has_feed(until):
             return None
         reader = self.spark.read.format("delta").option("readChangeFeed", "true")
-        rows = reader.option("startingVersion", since + 1).option("endingVersion", until).load(self.uri)
+        rows = self.at.loaded(reader.option("startingVersion", since + 1).option("endingVersion", until))
         went = F.col("_change_type").isin("delete", "update_preimage")
         told = ("_change_type", "_commit_version", "_commit_timestamp")
         return shown(rows).withColumn(WENT, went).drop(*told)
 
     def note(self, version: int) -> Note:
-        found: Note = {}
-        while version >= 0 and not found:
-            found = self._own_note(version)
-            version -= 1
-        return found
-
-    def _own_note(self, version: int) -> Note:
-        try:
-            return note_in(commit_actions(self.files, self.uri, version))
-        except FileNotFoundError:  # cleaned up by Delta's own retention
-            return {}
+        upkeep: list[bool] = []
+        for commit in self.at.commits(version):
+            if commit.note:
+                by_others = {MAINTAINED: "by others"} if upkeep and all(upkeep) else {}
+                return {**commit.note, **by_others}
+            upkeep.append(commit.is_upkeep)
+        return {}
 
     def replace(self, rows: DataFrame, note: Note, *, partition_by: Sequence[str] = ()) -> int:
         """As any table's; `partition_by` gives each value of these columns a folder."""
         newest = self.version()
+        with self._refusing():
+            self.at.prepare(newest, rows.schema, _properties(rows.schema))
         same = newest is not None and not partition_by and _shape(self.read_all(newest)) == _shape(rows)
         options = {} if same else {"overwriteSchema": "true", **_properties(rows.schema)}
-        return self._written(rows, note, after=newest, mode="overwrite", partition_by=partition_by, **options)
+        return self._written(rows, note, after=newest, replacing=ALL, partition_by=partition_by, **options)
 
     def append(self, rows: DataFrame, note: Note, *, after: int) -> int:
-        return self._written(rows, note, after=after, mode="append")
+        return self._written(rows, note, after=after, replacing=None)
 
     def replace_span(self, rows: DataFrame, note: Note, *, span: Span, after: int) -> int:
-        return self._written(rows, note, after=after, mode="overwrite", replaceWhere=span.condition)
+        return self._written(rows, note, after=after, replacing=span.condition)
 
     def merge(self, rows: DataFrame, note: Note, *, on: Sequence[str], after: int) -> int:
         same = " AND ".join(f"t.`{name}` <=> r.`{name}`" for name in on)
-        into = f"MERGE INTO delta.`{self.uri}` t USING {{rows}} r ON {same}"
+        into = f"MERGE INTO {self.at.sql} t USING {{rows}} r ON {same}"
         # SQL has no other way to give a commit its note and its place in the row of transactions
         conf = {f"spark.databricks.delta.{name}": value for name, value in self._transaction(note, after).items()}
-        with (
-            self._refusing(),
-            _ONE_MERGE,
-            _staged(self, rows) as staged,
-            session_conf(self.spark, conf),
-            writing(self.spark),
-        ):
-            self.spark.sql(f"{into} WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *", rows=staged)
+        with self._refusing(), _ONE_MERGE, _staged(self.spark, self.at.beside, rows) as staged:
+            if not _takes(self.spark, conf):
+                return self._merged_in_span(staged, note, on=on, after=after)
+            with session_conf(self.spark, conf), writing(self.spark):
+                self.spark.sql(f"{into} WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *", rows=staged)
         return self._version_of(conf["spark.databricks.delta.commitInfo.userMetadata"], after)
 
+    def _merged_in_span(self, staged: DataFrame, note: Note, *, on: Sequence[str], after: int) -> int:
+        """The same where a session takes no settings, as on serverless compute: a writer has options, MERGE has none.
+        All rows between the oldest and the newest that came are written anew."""
+        span = _span_of(staged)
+        others = others_than(self.read_all(after).where(span.condition), staged, on)
+        return self.replace_span(others.unionByName(staged), note, span=span, after=after)
+
     def _written(
-        self, rows: DataFrame, note: Note, *, after: int | None, partition_by: Sequence[str] = (), **options: str
+        self,
+        rows: DataFrame,
+        note: Note,
+        *,
+        after: int | None,
+        replacing: str | None,
+        partition_by: Sequence[str] = (),
+        **options: str,
     ) -> int:
-        mode = options.pop("mode")
         told = self._transaction(note, after)
-        writer = rows.write.format("delta").mode(mode).option("maxRecordsPerFile", ROWS_A_FILE).options(**options)
-        writer = writer.partitionBy(*partition_by)
-        for name, value in told.items():
-            writer = writer.option(name.rpartition(".")[2], value)
+        options |= {name.rpartition(".")[2]: value for name, value in told.items()}
+        options["maxRecordsPerFile"] = str(ROWS_A_FILE)
         with self._refusing(), writing(self.spark):
-            writer.save(self.uri)
+            self.at.write(rows, options, replacing=replacing, partition_by=partition_by)
         return self._version_of(told["commitInfo.userMetadata"], after)
 
     def _transaction(self, note: Note, after: int | None) -> dict[str, str]:
@@ -239,9 +268,11 @@ class DeltaOfflineTable:
     def _refusing(self) -> Iterator[None]:
         try:
             yield
+        except LakeError:
+            raise
         except Exception as error:
             if not DELTA_CONFLICT.search(str(error)):
-                raise
+                raise self.at.explained(error) or error from error
             raise self._conflict() from error
 
     def _conflict(self) -> LakeError:
@@ -251,11 +282,18 @@ class DeltaOfflineTable:
     def _version_of(self, metadata: str, after: int | None) -> int:
         """The version that this commit got; another writer may have committed since."""
         run = json.loads(metadata)["commit"]
-        newest = _existing(self, None)
-        for version in range(newest, -1 if after is None else after, -1):
-            if self._own_note(version).get("commit") == run:
-                return version
+        for commit in self.at.commits():
+            if after is not None and commit.version <= after:
+                break
+            if commit.note.get("commit") == run:
+                return commit.version
         raise self._conflict()  # skipped: the table had moved before it began
+
+
+def in_catalog(table: OfflineTable) -> CatalogTable | None:
+    """The name of a table that is in a catalog: its files are reached by Spark alone."""
+    at = table.at if isinstance(table, DeltaOfflineTable) else None
+    return at if isinstance(at, CatalogTable) else None
 
 
 @dataclass(frozen=True)
@@ -263,6 +301,9 @@ class ParquetOfflineTable:
     spark: SparkSession
     files: FileStore
     uri: str
+
+    def check_writable(self) -> None:
+        check_writable(self.files, self.uri)
 
     def version(self) -> int | None:
         return max(self.versions(), default=None)
@@ -327,9 +368,8 @@ class ParquetOfflineTable:
 
     def merge(self, rows: DataFrame, note: Note, *, on: Sequence[str], after: int) -> int:
         after = self._maintained(after)
-        with _staged(self, rows) as staged:
-            ends = staged.agg(F.unix_micros(F.min(EVENT_TIME)), F.unix_micros(F.max(EVENT_TIME))).collect()[0]
-            kept, touched = self._parted(after, Span((ends[0] or 0) - 1, ends[1] or 0))
+        with _staged(self.spark, self.uri, rows) as staged:
+            kept, touched = self._parted(after, _span_of(staged))
             others = others_than(touched, staged, on)
             return self._committed(others.unionByName(staged), note, kept=kept, after=after)
 
@@ -402,15 +442,21 @@ class ParquetOfflineTable:
 
 
 @contextmanager
-def _staged(table: DeltaOfflineTable | ParquetOfflineTable, rows: DataFrame) -> Iterator[DataFrame]:
+def _staged(spark: SparkSession, folder: str, rows: DataFrame) -> Iterator[DataFrame]:
     """The rows, computed once and kept in files until the end: a merge reads them several times."""
-    uri = joined(table.uri, STAGING, uuid.uuid4().hex)
+    uri = joined(folder, STAGING, uuid.uuid4().hex)
     try:
-        with writing(table.spark):
+        with writing(spark):
             rows.write.parquet(uri)
-        yield table.spark.read.schema(rows.schema).parquet(uri)
+        yield spark.read.schema(rows.schema).parquet(uri)
     finally:
-        table.files.delete(uri)
+        open_file_store(uri).delete(uri)
+
+
+def _span_of(rows: DataFrame) -> Span:
+    """The event times of some rows."""
+    oldest, newest = rows.agg(F.unix_micros(F.min(EVENT_TIME)), F.unix_micros(F.max(EVENT_TIME))).collect()[0]
+    return Span((oldest or 0) - 1, newest or 0)
 
 
 def _shape(rows: DataFrame) -> list[tuple[str, str]]:
@@ -429,7 +475,7 @@ def _properties(schema: StructType) -> dict[str, str]:
     as writing the rows does."""
     known = ",".join(map(quoted, clustered_by(schema))) if EVENT_TIME in schema.names else ""
     stats = {"delta.dataSkippingStatsColumns": known} if known else {}
-    return {"delta.enableDeletionVectors": "true", _FEED: "true", **stats}
+    return {"delta.enableDeletionVectors": "true", FEED: "true", **stats}
 
 
 def _existing(table: OfflineTable, version: int | None) -> int:

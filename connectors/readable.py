@@ -7,13 +7,15 @@ from contextlib import AbstractContextManager
 from urllib.parse import unquote
 
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from connectors.file_store import open_file_store
-from connectors.offline_tables import OfflineTable, session_conf
+from connectors.offline_tables import OfflineTable, in_catalog, session_conf
 from connectors.table_maintenance import ANY_VERSION, NOT_THERE
 from feature_defs.errors import LakeError
 
 _NO_PATH = re.compile(r"\[PATH_NOT_FOUND\]")
+_NO_FILE = re.compile(r"\[(FAILED_READ_FILE\.\w*NOT_EXIST|DELTA_FILE_NOT_FOUND\w*)")
 
 
 def any_version(spark: SparkSession) -> AbstractContextManager[None]:
@@ -25,10 +27,16 @@ def what_is_gone(spark: SparkSession, table: OfflineTable, version: int) -> str:
     """Why a version cannot be read: `is gone`, or how many of its files are; empty when it can."""
     try:
         with any_version(spark):
-            files = [_name(path) for path in table.read_all(version).inputFiles()]
+            rows = table.read_all(version)
+            if in_catalog(table):  # its folder cannot be listed: each file is opened, and nothing of it read
+                rows.agg(F.max("_metadata.file_path")).collect()
+                return ""
+            files = [_name(path) for path in rows.inputFiles()]
     except LakeError:
         return "is gone"
     except Exception as error:
+        if _NO_FILE.search(str(error)):
+            return "was vacuumed: a file of it is gone"
         if not (NOT_THERE.search(str(error)) or _NO_PATH.search(str(error))):
             raise
         return "is gone"

@@ -9,6 +9,7 @@ and to be run again: a new version appears whole, a manifest goes before its fil
 
 Delta's own VACUUM knows no pins. With pins it is given an inventory: the table's old files without those that
 kept versions need. A pinned version also needs its commits and Delta's leave, so a table with pins is set to keep both.
+The files of a table in a catalog cannot be listed, so there is no inventory of them: one with pins is only compacted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from connectors.file_store import FileInfo, FileStore
+from connectors.delta_addresses import CatalogTable, Folder
+from connectors.file_store import FileInfo, FileStore, open_file_store
 from connectors.lakes import joined
 from connectors.offline_tables import (
     DELTA_CONFLICT,
@@ -36,6 +38,7 @@ from connectors.offline_tables import (
     OfflineTable,
     ParquetOfflineTable,
     clustered_by,
+    in_catalog,
     session_conf,
     writing,
 )
@@ -101,7 +104,8 @@ class Maintained:
 def maintain_table(table: OfflineTable, upkeep: Upkeep) -> Maintained:
     """Compact and vacuum a table that exists."""
     if isinstance(table, DeltaOfflineTable):
-        return _maintain_delta(table, upkeep)
+        named = in_catalog(table)
+        return _maintain_in_catalog(table, named, upkeep) if named else _maintain_delta(table, upkeep)
     assert isinstance(table, ParquetOfflineTable)
     return _maintain_parquet(table, upkeep)
 
@@ -303,32 +307,33 @@ def remove_drafts(files: FileStore, uri: str, upkeep: Upkeep) -> tuple[int, int]
 
 
 def _maintain_delta(table: DeltaOfflineTable, upkeep: Upkeep) -> Maintained:
-    spark, name = table.spark, f"delta.`{table.uri}`"
+    assert isinstance(table.at, Folder)
+    files = table.at.files
     before = _delta_state(table, upkeep)
     kept = kept_versions(_commit_times(table), upkeep.since_us, ()) | upkeep.pinned if upkeep.pinned else set()
     readable, unreadable = _readable(table, kept)
     lost = tuple(version for version in unreadable if version in upkeep.pinned)
-    detail = spark.sql(f"DESCRIBE DETAIL {name}").collect()[0].asDict(recursive=True)
+    detail = table.spark.sql(f"DESCRIBE DETAIL {table.at.sql}").collect()[0].asDict(recursive=True)
     compacted, notes = _optimize(table, detail, upkeep)
     if not upkeep.dry_run:
         _keep_history(table, detail["properties"] or {}, upkeep)
-    listed = _data_files(table)
+    listed = _data_files(files, table.uri)
     needed = {_relative(path, detail["location"]) for paths in readable.values() for path in paths}
     garbage = _vacuum(table, listed, needed if upkeep.pinned else None, detail["location"], upkeep)
-    drafts, draft_bytes = remove_drafts(table.files, table.uri, upkeep)
+    drafts, draft_bytes = remove_drafts(files, table.uri, upkeep)
     sizes = {file.path: file.size for file in listed}
     if upkeep.dry_run:
         removed, freed = len(garbage), sum(sizes.get(path, 0) for path in garbage)
         after = TableState(before.files - removed, before.bytes - freed, before.versions)
     else:
-        left = {file.path for file in _data_files(table)}
+        left = {file.path for file in _data_files(files, table.uri)}
         removed, freed = len(sizes.keys() - left), sum(size for path, size in sizes.items() if path not in left)
         after = _delta_state(table, upkeep)
     return Maintained(before, after, removed, freed + draft_bytes, drafts, compacted, lost, notes)
 
 
-def _data_files(table: DeltaOfflineTable) -> list[FileInfo]:
-    found = table.files.list_files(table.uri)
+def _data_files(files: FileStore, uri: str) -> list[FileInfo]:
+    found = files.list_files(uri)
     return [
         file
         for file in found
@@ -337,14 +342,14 @@ def _data_files(table: DeltaOfflineTable) -> list[FileInfo]:
 
 
 def _delta_state(table: DeltaOfflineTable, upkeep: Upkeep) -> TableState:
-    data = _data_files(table)
+    data = _data_files(open_file_store(table.uri), table.uri)
     versions = len(kept_versions(_commit_times(table), upkeep.since_us, upkeep.pinned))
     return TableState(len(data), sum(file.size for file in data), versions)
 
 
 def _commit_times(table: DeltaOfflineTable) -> dict[int, int]:
     """When each version was written, of those whose commit is still in the log."""
-    commits = table.files.list_files(joined(table.uri, "_delta_log"))
+    commits = open_file_store(table.uri).list_files(joined(table.uri, "_delta_log"))
     named = [(_VERSION["delta"].fullmatch(file.path), file.modified_us) for file in commits]
     return {int(name[1]): at for name, at in named if name}
 
@@ -382,10 +387,12 @@ def _optimize(
     if upkeep.dry_run:
         return (live, wanted or live), ()
     try:
-        if not detail.get("clusteringColumns") and EVENT_TIME in (schema := table.read_all().schema).names:
+        with session_conf(table.spark, ANY_VERSION, may_refuse=True):  # a maintenance beside this one may replace it
+            schema = table.read_all().schema
+        if not detail.get("clusteringColumns") and EVENT_TIME in schema.names:
             columns = ", ".join(f"`{name}`" for name in clustered_by(schema))
-            _committed(table, f"ALTER TABLE delta.`{table.uri}` CLUSTER BY ({columns})", upkeep)
-        done = _committed(table, f"OPTIMIZE delta.`{table.uri}`", upkeep)
+            _committed(table, f"ALTER TABLE {table.at.sql} CLUSTER BY ({columns})", upkeep)
+        done = _committed(table, f"OPTIMIZE {table.at.sql}", upkeep)
     except LakeError as error:
         return None, (f"not compacted: {error.problem}",)
     metrics = done[0]["metrics"]
@@ -398,7 +405,7 @@ def _keep_history(table: DeltaOfflineTable, properties: Mapping[str, str], upkee
     """Delta reads no version that was replaced a week ago, and removes commits after 30 days. A table with pins, or
     with a longer retention, is told to keep both for longer, until that is over."""
     hours = _PINNED_HOURS if upkeep.pinned else math.ceil(upkeep.retention_us / _HOUR_US)
-    name = f"ALTER TABLE delta.`{table.uri}`"
+    name = f"ALTER TABLE {table.at.sql}"
     if hours <= _DEFAULT_HOURS:
         if _KEEPS in properties:
             names = f"'{_FILES_KEPT}', '{_LOG_KEPT}', '{_KEEPS}'"
@@ -416,14 +423,16 @@ def _committed(table: DeltaOfflineTable, statement: str, upkeep: Upkeep) -> list
     written = table.version() or 0
     between = [v for v in range(read + 1, written + 1) if MAINTAINED not in table.note(v)]
     if between:  # a job's version came in between: the newest one has to say what that one said
-        again = f"ALTER TABLE delta.`{table.uri}` SET TBLPROPERTIES ('tidemark.maintained' = '{upkeep.run}')"
+        again = f"ALTER TABLE {table.at.sql} SET TBLPROPERTIES ('tidemark.maintained' = '{upkeep.run}')"
         _noted(table, again, table.note(between[-1]), upkeep)
     return done
 
 
 def _noted(table: DeltaOfflineTable, statement: str, note: Note, upkeep: Upkeep) -> list[Any]:
     text = json.dumps({**note, MAINTAINED: upkeep.run})
-    with writing(table.spark), session_conf(table.spark, {"spark.databricks.delta.commitInfo.userMetadata": text}):
+    conf = {"spark.databricks.delta.commitInfo.userMetadata": text}
+    # a catalog's table tells upkeep by its history, too, and serverless compute takes no note from a session
+    with writing(table.spark), session_conf(table.spark, conf, may_refuse=in_catalog(table) is not None):
         try:
             return list(table.spark.sql(statement).collect())
         except Exception as error:
@@ -431,6 +440,50 @@ def _noted(table: DeltaOfflineTable, statement: str, note: Note, upkeep: Upkeep)
                 raise
             problem = "another run wrote a version meanwhile"
             raise LakeError(f"Table '{table.uri}'", problem, hint="run `tidemark maintain` again") from error
+
+
+# in a catalog: nothing is told by files
+
+
+def _maintain_in_catalog(table: DeltaOfflineTable, at: CatalogTable, upkeep: Upkeep) -> Maintained:
+    """Files and bytes are those of the newest version, whose are all that a catalog tells of."""
+    before, detail = _catalog_state(at, upkeep)
+    lost = tuple(sorted(upkeep.pinned - {*at.versions()}))
+    compacted, notes = _optimize(table, detail, upkeep)
+    if not upkeep.dry_run:
+        _keep_history(table, detail["properties"] or {}, upkeep)
+    removed, freed = 0, 0
+    if upkeep.pinned:
+        notes = (*notes, "not vacuumed: a catalog's VACUUM knows no pins, so all versions stay readable")
+    else:
+        removed, freed = _vacuum_in_catalog(table, at, upkeep)
+    drafts, draft_bytes = remove_drafts(open_file_store(at.beside), at.beside, upkeep)
+    after, _ = _catalog_state(at, upkeep)
+    return Maintained(before, after, removed, freed + draft_bytes, drafts, compacted, lost, notes)
+
+
+def _catalog_state(at: CatalogTable, upkeep: Upkeep) -> tuple[TableState, dict[str, Any]]:
+    detail = at.detail()
+    versions = len(kept_versions(at.times_us(), upkeep.since_us, upkeep.pinned))
+    return TableState(detail["numFiles"] or 0, detail["sizeInBytes"] or 0, versions), detail
+
+
+def _vacuum_in_catalog(table: DeltaOfflineTable, at: CatalogTable, upkeep: Upkeep) -> tuple[int, int]:
+    """Files that were removed, and their bytes; of those that would be, how many."""
+    hours = math.ceil(upkeep.retention_us / _HOUR_US)
+    conf = {
+        f"{_VACUUM}logging.enabled": "true",  # its commits tell what it did
+        f"{_VACUUM}retentionWindowIgnore.enabled": "false",
+        "spark.databricks.delta.retentionDurationCheck.enabled": "false",
+    }
+    before = at.newest() or 0
+    with session_conf(table.spark, conf, may_refuse=True):
+        told = table.spark.sql(f"VACUUM {at.sql} RETAIN {hours} HOURS{' DRY RUN' * upkeep.dry_run}").collect()
+    if upkeep.dry_run:
+        return sum(row["path"].endswith(".parquet") for row in told), 0
+    removed = int(at.metrics("VACUUM END", before).get("numDeletedFiles", 0))
+    freed = int(at.metrics("VACUUM START", before).get("sizeOfDataToDelete", 0))
+    return removed, freed if removed else 0
 
 
 def _vacuum(

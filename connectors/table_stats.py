@@ -1,6 +1,8 @@
 """What the files of a table hold, told from their footers: rows and the span of event_time, no Spark job.
 
 a version's files -> footers -> FileStats -> those that a reader of a span of time opens
+
+The files of a table in a catalog are not ours to open: a query over its event_time tells the same.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 from pyarrow import parquet
+from pyspark.sql import functions as F
 
 from connectors.delta_log import delta_version
 from connectors.file_store import FileStore, open_file_store
 from connectors.lakes import joined
-from connectors.offline_tables import OfflineTable, ParquetOfflineTable
+from connectors.offline_tables import OfflineTable, ParquetOfflineTable, in_catalog
 from feature_defs.errors import DataError
 from feature_defs.model import EVENT_TIME
 
@@ -45,18 +48,30 @@ def table_bytes(table: OfflineTable, version: int) -> int:
     """How much the files of a table's version hold, without opening them."""
     if isinstance(table, ParquetOfflineTable):
         return sum(file["bytes"] for file in table.manifest(version)["files"])
+    if named := in_catalog(table):
+        return int(named.detail()["sizeInBytes"] or 0)  # of the newest version, which is what loads read
     found = delta_version(open_file_store(table.uri), table.uri, f"Table '{table.uri}'", version)
     return sum(add["size"] for add in found.adds) if found else 0
 
 
 def table_stats(table: OfflineTable, version: int) -> list[FileStats]:
     """The files of a table's version."""
+    if in_catalog(table):
+        return _queried(table, version)
     files = open_file_store(table.uri)
     if isinstance(table, ParquetOfflineTable):
         uris = [joined(table.uri, file["path"]) for file in table.manifest(version)["files"]]
     else:
         uris = delta_files(files, table.uri, version)
     return files_stats(files, uris, EVENT_TIME)
+
+
+def _queried(table: OfflineTable, version: int) -> list[FileStats]:
+    rows = table.read_all(version)
+    time = F.unix_micros(EVENT_TIME)
+    told = rows.groupBy("_metadata.file_path", "_metadata.file_size").agg(F.count("*"), F.min(time), F.max(time))
+    columns = tuple(rows.columns)
+    return [FileStats(size, count, columns, low, high) for _, size, count, low, high in told.collect()]
 
 
 def delta_files(files: FileStore, uri: str, version: int | None = None) -> list[str]:

@@ -17,7 +17,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from connectors.manifests import RowHash
-from connectors.offline_tables import OfflineTable, open_table
+from connectors.offline_tables import OfflineTable
 from connectors.readable import any_version, what_is_gone
 from connectors.spark_errors import data_errors
 from feature_defs.errors import EXIT_DONE, DataError, UsageError
@@ -145,8 +145,8 @@ def compare(
         with step(f"compare {group.name}"), data_errors(f"FeatureGroup '{group.name}'"), any_version(spark):
             sides = _Sides(
                 group.name,
-                open_table(spark, place.lakes.uri(place.table_path(group)), group.offline),
-                open_table(spark, right.lakes.uri(right.table_path(other)), other.offline),
+                place.table_in(spark, group),
+                right.table_in(spark, other),
                 tuple(mine.definitions.entity_of(group).keys),
             )
             numbers = _versions(spark, sides, place, right, version, every_version=every_version)

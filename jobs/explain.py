@@ -10,6 +10,7 @@ import datetime
 from dataclasses import dataclass
 
 from connectors.file_store import data_files, open_file_store
+from connectors.offline_tables import in_catalog
 from connectors.table_stats import FileStats, delta_files, files_stats, table_stats
 from feature_defs.errors import UsageError
 from feature_defs.join_plan import TimeRules, plan_join
@@ -38,7 +39,8 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class ExplainReport:
-    """A plan. Rows are those of the files that are opened: a reader skips pages within them, too."""
+    """A plan. Rows are those of the files that are opened: a reader skips pages within them, too. `queried` are groups
+    whose files a query told of: a catalog keeps them for itself."""
 
     service: str
     spine: str
@@ -46,6 +48,7 @@ class ExplainReport:
     oldest: datetime.datetime | None
     newest: datetime.datetime | None
     groups: tuple[GroupPlan, ...]
+    queried: tuple[str, ...] = ()
     exit_code: int = 0
 
     def text(self) -> str:
@@ -56,7 +59,8 @@ class ExplainReport:
              f"{g.way}: {g.why}")
             for g in self.groups
         ]  # fmt: skip
-        end = f"plan of {self.service}: no job ran"
+        ran = f"no join ran; asked in the catalog: {', '.join(self.queried)}" if self.queried else "no job ran"
+        end = f"plan of {self.service}: {ran}"
         return "\n".join(
             [f"  spine {self.spine}: {counted(self.spine_rows, 'row')}, {span}", table(headers, rows), end]
         )
@@ -81,10 +85,11 @@ def explain(
     known = [(low, high) for low, high in times if low is not None and high is not None]
     told = len(known) == len(times) > 0
     oldest, newest = (min(low for low, _ in known), max(high for _, high in known)) if told else (None, None)
-    groups = []
+    groups, queried = [], []
     for group in plan.groups:
         offline, version = place.computed(snapshot, snapshot.definitions.groups[group.group])
         every = table_stats(offline, version)
+        queried += [group.group] if in_catalog(offline) else []
         read = [file for file in every if file.may_hold(*span_of(group, oldest, newest))]
         groups.append(
             GroupPlan(
@@ -107,6 +112,7 @@ def explain(
         oldest=None if oldest is None else time_of(oldest),
         newest=None if newest is None else time_of(newest),
         groups=tuple(groups),
+        queried=tuple(queried),
     )
 
 

@@ -569,5 +569,7 @@ def _check_writable(job: _Job, *, rejected: int) -> None:
     """All that is to be written, before any of it is: a job must not end between the two."""
     quarantines = rejected > 0 or _may_quarantine(job)
     tables = [job.table, *([job.place.quarantine(job.group)] if quarantines else [])]
-    for uri in [*(table.uri for table in tables), results_uri(job.place, job.group)]:
-        check_writable(open_file_store(uri), uri)
+    for table in tables:
+        table.check_writable()
+    results = results_uri(job.place, job.group)
+    check_writable(open_file_store(results), results)

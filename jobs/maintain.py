@@ -100,7 +100,7 @@ def maintain(
         order = (*place.applied().definitions.entity_of(group).keys, EVENT_TIME)
         for target, path, sort in (
             (place.table(group), place.table_path(group), order),
-            (place.quarantine(group), f"{place.table_path(group)}_quarantine", ()),
+            (place.quarantine(group), f"{place.files_path(group)}_quarantine", ()),
         ):
             if target.version() is None:
                 continue
@@ -162,7 +162,7 @@ def _chosen(place: Place, names: Sequence[str]) -> list[FeatureGroup]:
 
 def _pins(place: Place, since_us: int, *, dry_run: bool) -> tuple[list[FoundPin], int, int]:
     """The pins to honour; how many were dropped, and the drafts of datasets whose run was killed."""
-    found = read_pins(place.lakes, place.settings.offline)
+    found = read_pins(place.lakes, place.settings.beside)
     living = [pin for pin in found if pin.alive or pin.created_us >= since_us]  # a young one's run may be writing
     gone = [pin for pin in found if pin not in living]
     drafts = 0

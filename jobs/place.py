@@ -21,7 +21,7 @@ from feature_defs.errors import DataError, UsageError, listed, near_miss
 from feature_defs.loading import load
 from feature_defs.model import Definitions, FeatureGroup, Service
 from jobs.lake_access import use_lakes
-from jobs.settings import OnlineSettings, Settings, load_settings
+from jobs.settings import OnlineSettings, Settings, is_in_catalog, load_settings
 
 if TYPE_CHECKING:  # Spark is imported when a session is opened: check, plan and list never need it
     from pyspark.sql import SparkSession
@@ -67,9 +67,16 @@ class Place:
 
     def table(self, group: FeatureGroup) -> OfflineTable:
         """The offline table of a group's version."""
-        from connectors.offline_tables import open_table
+        return self.table_in(self.spark, group)
 
-        return open_table(self.spark, self.lakes.uri(self.table_path(group)), group.offline)
+    def table_in(self, spark: SparkSession, group: FeatureGroup) -> OfflineTable:
+        """The same, read by another session than the place's own."""
+        from connectors.offline_tables import catalog_table, open_table
+
+        path = self.table_path(group)
+        if is_in_catalog(path):
+            return catalog_table(spark, path, beside=self.lakes.uri(self.files_path(group)))
+        return open_table(spark, self.lakes.uri(path), group.offline)
 
     def computed(self, snapshot: Snapshot, group: FeatureGroup) -> tuple[OfflineTable, int]:
         """The group's table and its newest version, which must have been computed by the snapshot's definitions.
@@ -91,16 +98,37 @@ class Place:
         """The rows that did not become feature rows, beside the group's table."""
         from connectors.offline_tables import open_table
 
-        return open_table(self.spark, self.lakes.uri(self.table_path(group)) + "_quarantine", "parquet")
+        return open_table(self.spark, self.lakes.uri(self.files_path(group)) + "_quarantine", "parquet")
 
     def fitted(self, group: FeatureGroup) -> FittedValues:
         """What cleaning and scaling have learned for a group's version, beside its table."""
-        root = self.lakes.uri(self.table_path(group)) + "_fitted"
+        root = self.lakes.uri(self.files_path(group)) + "_fitted"
         return FittedValues(open_file_store(root), root)
 
     def table_path(self, group: FeatureGroup) -> str:
-        base = self.settings.tables.get(group.name, self.settings.offline)
-        return joined(base, group.name, f"v{group.version}")
+        """The lake path of a group's table, or its name in a catalog: `main.features.clicks_v1`."""
+        base = self._base(group)
+        if not is_in_catalog(base):
+            return joined(base, group.name, f"v{group.version}")
+        name = base if base.count(".") == 2 else f"{base}.{group.name}"
+        return f"{name}_v{group.version}"
+
+    def files_path(self, group: FeatureGroup) -> str:
+        """The lake path that what is beside a group's table begins with; the table's own, unless a catalog has it."""
+        base = self._base(group)
+        return joined(self.settings.beside if is_in_catalog(base) else base, group.name, f"v{group.version}")
+
+    def _base(self, group: FeatureGroup) -> str:
+        """A table in Parquet is files, and stays in a lake where the others are in a catalog."""
+        base = self.settings.tables.get(group.name)
+        if base is not None and is_in_catalog(base) and group.offline != "delta":
+            problem = f"its offline tables are in {group.offline}, and a catalog keeps Delta: [tables] says '{base}'"
+            hint = (
+                f'name a lake path there, or set offline="delta" in its definition: {group.name} = "lake://NAME/path"'
+            )
+            raise UsageError(f"FeatureGroup '{group.name}'", problem, hint=hint)
+        elsewhere = is_in_catalog(self.settings.offline) and group.offline != "delta"
+        return base or (self.settings.beside if elsewhere else self.settings.offline)
 
 
 def open_place(profile: str | None = None) -> Place:
@@ -132,7 +160,7 @@ def online_groups(snapshot: Snapshot, names: Sequence[str]) -> list[FeatureGroup
 
 def online_folder(place: Place, group: FeatureGroup) -> str:
     """Where the receipts of a group's loads are: beside its table."""
-    return place.lakes.uri(place.table_path(group)) + "_online"
+    return place.lakes.uri(place.files_path(group)) + "_online"
 
 
 def find_service(place: Place, name: str) -> tuple[Snapshot, Service]:

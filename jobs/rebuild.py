@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from connectors.file_store import open_file_store
 from connectors.manifests import Manifest
-from connectors.offline_tables import DeltaOfflineTable
+from connectors.offline_tables import delta_table
 from connectors.readable import any_version, what_is_gone
 from connectors.spark_errors import data_errors
 from feature_defs.errors import DataError, TidemarkError, UsageError
@@ -78,7 +77,7 @@ def _check_spine(place: Place, manifest: Manifest, opened: Callable[[], Spine]) 
     subject, at = f"Training set of run {manifest.run}", f" @{kept.version}" if kept.version is not None else ""
     uri = place.lakes.uri(kept.path)
     if kept.version is not None:
-        table = DeltaOfflineTable(place.spark, open_file_store(uri), uri)
+        table = delta_table(place.spark, uri)
         if gone := what_is_gone(place.spark, table, kept.version):
             raise DataError(subject, f"its spine {kept.path}{at} {gone}", hint="restore the spine")
     try:

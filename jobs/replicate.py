@@ -27,6 +27,7 @@ from feature_defs.model import FeatureGroup
 from jobs import arguments
 from jobs.place import Place, chosen_groups, now_us, open_place
 from jobs.report import counted, step, table
+from jobs.settings import is_in_catalog
 
 PARALLEL = 4
 _MB = 1_000_000
@@ -168,6 +169,7 @@ def _planned(place: Place, to: Place, names: Sequence[str], *, registry: bool, a
     """
     snapshot = place.applied()
     groups = chosen_groups(snapshot, names) if names else list(snapshot.definitions.groups.values())
+    _refuse_catalogs([version for group in groups for version in _versions(place, group)], place, to)
     apart = [group for group in groups if not _is_shared(place, to, group)]
     if not apart and groups:
         problem = f"the tables of {listed(group.name for group in groups)} are in the same folders in both places"
@@ -182,6 +184,16 @@ def _planned(place: Place, to: Place, names: Sequence[str], *, registry: bool, a
             raise LakeError(f"FeatureGroup '{group.name}'", f"has no offline table in {place.settings.name}", hint=hint)
         found += tables
     return [*(_registry(place, to) if registry else []), *reversed(found)]
+
+
+def _refuse_catalogs(groups: Sequence[FeatureGroup], *places: Place) -> None:
+    """A replica is made of files and their log, and a catalog lets nobody at those of its tables."""
+    for place in places:
+        named = [place.table_path(group) for group in groups if is_in_catalog(place.table_path(group))]
+        if named:
+            problem = f"{listed(named)} in {place.settings.name}: a catalog's table, of which no files can be copied"
+            hint = "name other groups with --group; or compute these in both places, then run `tidemark compare`"
+            raise UsageError("Option --group", problem, hint=hint)
 
 
 def _is_shared(place: Place, to: Place, group: FeatureGroup) -> bool:
@@ -239,8 +251,8 @@ def _pins(place: Place, to: Place, groups: Sequence[FeatureGroup]) -> list[Plan]
     """The pins of training sets that these groups are in, so that maintenance over there would honour them. A pin names
     tables by their lake paths: those that have others there are left out."""
     names = {group.name for group in groups if place.table_path(group) == to.table_path(group)}
-    folder = joined(place.settings.offline, PINS)
-    one, other = (_end(where.lakes.uri(joined(where.settings.offline, PINS))) for where in (place, to))
+    folder = joined(place.settings.beside, PINS)
+    one, other = (_end(where.lakes.uri(joined(where.settings.beside, PINS))) for where in (place, to))
     if one.uri == other.uri:
         return []
     held = other.sizes()

@@ -151,7 +151,7 @@ def unknown(rules: Sequence[Rule], stopped_by: str) -> tuple[RuleResult, ...]:
 
 
 def results_uri(place: Place, group: FeatureGroup) -> str:
-    return place.lakes.uri(place.table_path(group)) + "_results"
+    return place.lakes.uri(place.files_path(group)) + "_results"
 
 
 def keep(place: Place, group: FeatureGroup, results: RunResults) -> None:

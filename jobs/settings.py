@@ -123,8 +123,10 @@ class SparkSettings:
 class Settings:
     """A place: where its lakes and databases are, where definitions are read from, what is online, how Spark starts.
 
-    Applications here read `online`; `online_stores` are others that are loaded in the same run. `tables` are the groups
-    whose offline tables are not below `offline`, each with the lake path they are below.
+    Applications here read `online`; `online_stores` are others that are loaded in the same run. `offline` is the lake
+    path that offline tables are below, or the `catalog.schema` that they are tables of; `offline_files` the lake path
+    for what is no table of rows (pins, receipts, ...), without it `offline`. `tables` are the groups whose tables are
+    elsewhere: a lake path, a `catalog.schema`, or a `catalog.schema.table`, to which the version is added.
     """
 
     name: str
@@ -132,6 +134,7 @@ class Settings:
     lakes: Mapping[str, str]
     registry: str = "lake://features/_registry"
     offline: str = "lake://features"
+    offline_files: str = ""
     tables: Mapping[str, str] = field(default_factory=dict)
     online: OnlineSettings = field(default_factory=OnlineSettings)
     online_stores: Mapping[str, OnlineSettings] = field(default_factory=dict)
@@ -140,6 +143,16 @@ class Settings:
     hdfs: Mapping[str, HdfsSettings] = field(default_factory=dict)
     adls: Mapping[str, AdlsSettings] = field(default_factory=dict)
     file: str = ""
+
+    @property
+    def beside(self) -> str:
+        """The lake path for what is beside offline tables."""
+        return self.offline_files or self.offline
+
+
+def is_in_catalog(address: str) -> bool:
+    """Whether an offline table is addressed by its name in a catalog, not by a lake path."""
+    return "://" not in address
 
 
 def load_settings(profile: str | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -314,10 +327,7 @@ def _located(settings: Settings, path: Path) -> Settings:
             hint = "call it what it is, as in [online_stores.cloud]"
             raise UsageError(subject, f"online_stores.{name} has the name of the store of [online]", hint=hint)
         _check_online(store, f"online_stores.{name}", subject)
-    for group, lake_path in settings.tables.items():
-        if not lake_path.startswith("lake://"):
-            problem = f"tables.{group} '{lake_path}' is not a lake path"
-            raise UsageError(subject, problem, hint=f'{group} = "lake://NAME/path"')
+    _check_offline(settings, subject)
     for name, database in settings.databases.items():
         _check_database(database, f"databases.{name}", subject)
     for name, hdfs in settings.hdfs.items():
@@ -331,6 +341,7 @@ def _located(settings: Settings, path: Path) -> Settings:
         lakes={name: _lake_uri(folder, base) for name, base in settings.lakes.items()},
         registry=settings.registry,
         offline=settings.offline,
+        offline_files=settings.offline_files,
         tables=settings.tables,
         online=_located_online(settings.online, folder),
         online_stores={name: _located_online(store, folder) for name, store in settings.online_stores.items()},
@@ -340,6 +351,32 @@ def _located(settings: Settings, path: Path) -> Settings:
         adls=settings.adls,
         file=str(path),
     )
+
+
+_CATALOG_NAME = r"[^\s.`/:]+"
+
+
+def _check_offline(settings: Settings, subject: str) -> None:
+    if is_in_catalog(settings.offline):
+        if not re.fullmatch(rf"{_CATALOG_NAME}\.{_CATALOG_NAME}", settings.offline):
+            problem = f"offline '{settings.offline}' is neither a lake path nor CATALOG.SCHEMA"
+            raise UsageError(subject, problem, hint='offline = "lake://features" or "main.features"')
+        if not settings.offline_files:
+            problem = f"offline is the schema {settings.offline} of a catalog, and offline_files is missing"
+            hint = 'offline_files = "lake://features": what is no table of rows (pins, receipts, ...) is kept there'
+            raise UsageError(subject, problem, hint=hint)
+    if settings.offline_files and is_in_catalog(settings.offline_files):
+        problem = f"offline_files '{settings.offline_files}' is not a lake path"
+        raise UsageError(subject, problem, hint='offline_files = "lake://features"')
+    named: dict[str, str] = {}
+    for group, address in settings.tables.items():
+        if is_in_catalog(address) and not re.fullmatch(rf"{_CATALOG_NAME}(\.{_CATALOG_NAME}){{1,2}}", address):
+            problem = f"tables.{group} '{address}' is not a lake path, nor CATALOG.SCHEMA or CATALOG.SCHEMA.TABLE"
+            raise UsageError(subject, problem, hint=f'{group} = "lake://NAME/path" or "main.features"')
+        other = named.setdefault(address, group) if address.count(".") == 2 and is_in_catalog(address) else group
+        if other != group:
+            problem = f"tables.{group} and tables.{other} are one table, {address}"
+            raise UsageError(subject, problem, hint="name another one, or only its schema")
 
 
 def _check_online(online: OnlineSettings, where: str, subject: str) -> None:

@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 
 from connectors.file_store import open_file_store
 from connectors.manifests import SpineRecord
-from connectors.offline_tables import DeltaOfflineTable
+from connectors.offline_tables import delta_table
 from connectors.sources import UNREADABLE
 from connectors.spark_errors import data_errors
 from feature_defs import data_types
@@ -134,7 +134,7 @@ def read_spine(
         hint = f"use one of {', '.join(SPINE_FORMATS)}"
         raise UsageError("Option --spine-format", f"'{spine_format}' is not known", hint=hint)
     if spine_format == "delta" and version is None:
-        version = DeltaOfflineTable(place.spark, open_file_store(uri), uri).version()
+        version = delta_table(place.spark, uri).version()
     try:
         with data_errors(subject):
             reader = place.spark.read.format(spine_format)

@@ -26,7 +26,7 @@ from pyspark.sql import functions as F
 from connectors.file_store import FileStore, check_writable, open_file_store
 from connectors.lakes import joined
 from connectors.manifests import Column, Manifest, counted_uri, to_plain, written
-from connectors.offline_tables import ROWS_A_FILE, DeltaOfflineTable, writing
+from connectors.offline_tables import ROWS_A_FILE, delta_table, writing
 from connectors.pins import DATASET_MANIFEST, Pin, write_pin
 from connectors.registry import Snapshot
 from connectors.spark_errors import data_errors
@@ -154,7 +154,7 @@ def training_set(
     )
     tables = {place.table_path(snapshot.definitions.groups[name]): n for name, n in versions.items()}
     pin = Pin(run, out, tables, tuple(versions))
-    write_pin(place.lakes, place.settings.offline, pin)
+    write_pin(place.lakes, place.settings.beside, pin)
     work = place.lakes.uri(pin.work)
     with step(f"training-set {found.name}"), data_errors(f"Service '{found.name}'"), keeping(work) as keep:
         met = join_spine(given.rows, planned.tables, plan, keep=keep)
@@ -280,7 +280,7 @@ class _Target:
         if not re.fullmatch(r"lake://[^/]+/+[^/].*", out):
             raise UsageError("Option --out", f"'{out}' is a whole lake", hint="name a folder in it: lake://NAME/path")
         self.files: FileStore = open_file_store(self.uri)
-        self.delta = DeltaOfflineTable(self.spark, self.files, self.uri)
+        self.delta = delta_table(self.spark, self.uri)
 
     def refuse_what_is_not_ours(self) -> None:
         """A path that holds anything but a training set of this format is not overwritten."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,3 +73,16 @@ def folders_in(place: Place, lake: str) -> list[str]:
 
 def read_json(place: Place, path: str) -> Any:
     return json.loads(local_path(place.lakes.uri(path)).read_text(encoding="utf-8"))
+
+
+def in_catalog(place: Place) -> Place:
+    """The same place with its offline tables in a schema of the session's catalog, whose folder no lake knows."""
+    folder = Path(place.settings.definitions).with_name("managed")
+    name = f"spark_catalog.t{uuid.uuid4().hex[:8]}"
+    place.spark.sql(f"CREATE SCHEMA {name} LOCATION '{folder}'")
+    return Place(dataclasses.replace(place.settings, offline=name, offline_files="lake://features"))
+
+
+def of_kind(place: Place, kind: str) -> tuple[Place, str]:
+    """A place for tables that are `delta`, `parquet` or, in Delta, of a `catalog`; and the format in a definition."""
+    return (in_catalog(place), "delta") if kind == "catalog" else (place, kind)

@@ -17,7 +17,7 @@ from feature_defs.model import Definition
 from jobs.apply import apply
 from jobs.compute import ComputedGroup, ComputeReport, GroupsFailed, compute
 from jobs.place import Place
-from tests.lab import NOW, Table, files_in, folders_in, put, put_text, register, write_definitions
+from tests.lab import NOW, Table, files_in, folders_in, of_kind, put, put_text, register, write_definitions
 from tests.pipe_tables import assert_rows
 
 customer = Entity("customer", keys={"customer_id": "string"})
@@ -84,10 +84,11 @@ def leftovers(place: Place) -> list[str]:
 # what is written
 
 
-@pytest.mark.parametrize("offline", ["delta", "parquet"])
+@pytest.mark.parametrize("offline", ["delta", "parquet", "catalog"])
 def test_good_rows_are_in_the_table_and_bad_ones_in_quarantine_with_reasons(
     place: Place, table: Table, raw: DataFrame, offline: str
 ) -> None:
+    place, offline = of_kind(place, offline)
     group = in_force(place, spend(offline=offline))
     found = computed(place)
     assert (found.rows, found.rejected, found.version) == (3, 3, 1)

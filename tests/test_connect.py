@@ -40,7 +40,7 @@ def test_verbs_on_spark_connect_give_what_they_give_on_a_classic_session(
         log,
         subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as other,
     ):
-        expected = run_verbs(place)
+        expected = run_verbs(place, classic)
         printed, _ = other.communicate(timeout=400)
         log.seek(0)
         assert other.returncode == 0, log.read()[-4000:]

@@ -180,6 +180,15 @@ def test_profile_and_definitions_lie_in_the_workspace_as_in_the_checkout() -> No
         assert any(wanted.is_relative_to(path) for path in brought), wanted
 
 
+def test_the_profile_with_tables_of_unity_catalog_loads_too(tmp_path: Path) -> None:
+    """As it stands there in a comment."""
+    text = ROOT.joinpath("conf", "databricks.toml").read_text(encoding="utf-8")
+    by_name = text.replace('\noffline = "lake://features"', "").replace("# offline", "offline")
+    tmp_path.joinpath("databricks.toml").write_text(by_name, encoding="utf-8")
+    settings = load_settings(str(tmp_path / "databricks.toml"), {})
+    assert (settings.offline, settings.offline_files) == ("main.features", "lake://features")
+
+
 def test_the_notebook_is_brought_in_the_source_format_of_databricks() -> None:
     """tests/test_ways_to_run.py runs its cells."""
     notebook = ROOT / "notebooks" / "quickstart.py"

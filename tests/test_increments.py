@@ -23,7 +23,7 @@ from feature_defs import Aggregate, Entity, Expectation, Feature, FeatureGroup, 
 from feature_defs.errors import LakeError, TidemarkError, UsageError
 from jobs.compute import ComputedGroup, compute
 from jobs.place import Place
-from tests.lab import NOW, Table, put, register
+from tests.lab import NOW, Table, of_kind, put, register
 
 customer = Entity("customer", keys={"customer_id": "string"})
 TYPES = "amount double, at timestamp, seen timestamp"
@@ -275,8 +275,9 @@ def test_backfill_that_makes_no_sense_is_refused(place: Place, options: dict[str
 # once, whatever happens
 
 
-@pytest.mark.parametrize("offline", ["delta", "parquet"])
+@pytest.mark.parametrize("offline", ["delta", "parquet", "catalog"])
 def test_two_runs_at_once_add_every_row_once(place: Place, table: Table, offline: str) -> None:
+    place, offline = of_kind(place, offline)
     group = in_force(place, "grid", offline=offline)
     add(place, table(FIRST, TYPES), "parquet")
     computed(place)

@@ -24,7 +24,7 @@ from connectors.manifests import (
     to_plain,
     written,
 )
-from connectors.offline_tables import DeltaOfflineTable
+from connectors.offline_tables import delta_table
 from feature_defs import Entity, Feature, FeatureGroup, Service, Source
 from feature_defs.errors import DataError, UsageError
 from feature_defs.join_plan import TimeRules
@@ -185,7 +185,7 @@ def test_dataset_in_delta_and_in_parquet_has_a_manifest_with_the_hash_of_its_row
         assert manifest.hash.rows == 6
     uri = made.lakes.uri("lake://work/delta")
     files = open_file_store(uri)
-    note = DeltaOfflineTable(made.spark, files, uri).note(0)
+    note = delta_table(made.spark, uri).note(0)
     files.delete(f"{uri}/_tidemark")  # as when the run was killed after its commit
     begun = read_delta_manifest(files, uri, note)
     assert begun == dataclasses.replace(in_delta, hash=None, spine=dataclasses.replace(in_delta.spine, hash=None))

@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GROUPS = ("customer_profile", "customer_purchases", "customer_sessions", "product_profile")
 # today's: Redis keeps no value that is past its ttl by its own clock
 END = datetime.datetime.now(datetime.timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
+SCHEMA = "retail"
 DELTA_CONF = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
@@ -48,11 +49,13 @@ def example_settings(folder: Path, raw: Path, redis_url: str, spark: SparkSettin
     definitions = str(ROOT / "feature_defs" / "examples" / "retail")
     plain = settings_in(folder, spark=spark)
     lakes = {**plain.lakes, "raw": f"file://{raw}"}
-    return dataclasses.replace(plain, definitions=definitions, lakes=lakes, online=online)
+    tables = {"customer_purchases": f"spark_catalog.{SCHEMA}"}  # by name; the others by path
+    return dataclasses.replace(plain, definitions=definitions, lakes=lakes, online=online, tables=tables)
 
 
-def run_verbs(place: Place) -> dict[str, Any]:
+def run_verbs(place: Place, folder: Path) -> dict[str, Any]:
     """Every count of every report, and the rows of the tables and of the training sets."""
+    place.spark.sql(f"CREATE SCHEMA spark_catalog.{SCHEMA} LOCATION '{folder}/managed'")
     apply(place)
     found: dict[str, Any] = {"compute": compute(place, GROUPS, now=END)}
     for name in GROUPS:
@@ -73,7 +76,7 @@ def run_verbs(place: Place) -> dict[str, Any]:
     found["verify"] = verify(place, GROUPS, sample=None, now=END)
     found["customer"] = online_get(place, {"customer_id": "CUST001"}, service="churn", check=True, now=END)
     found["product"] = online_get(place, {"product_id": "1"}, group="product_profile", check=True, now=END)
-    maintained = maintain(place, ("customer_profile", "product_profile"))  # a Delta table and a Parquet one
+    maintained = maintain(place, ("customer_profile", "customer_purchases", "product_profile"))  # of each kind
     found["maintain"] = [(one.table, one.versions, one.leftovers, one.notes) for one in maintained.tables]
     found["test"] = run_cases(place, ("only_completed_purchases_count",))
     return json.loads(json.dumps(found, default=_plain))
@@ -95,7 +98,7 @@ if __name__ == "__main__":
     lake, raw_lake, url = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     conf = {**SPARK_CONF, **DELTA_CONF, "spark.jars": ",".join(map(str, cached_jars()))}
     connect = Place(example_settings(lake, raw_lake, url, SparkSettings(remote="local[2]", conf=conf)))
-    result = run_verbs(connect)
+    result = run_verbs(connect, lake)
     result["session"] = type(connect.spark).__module__
     print(json.dumps(result))
     connect.spark.stop()
