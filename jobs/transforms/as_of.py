@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from feature_defs.expressions import quoted, text_literal
 from feature_defs.join_plan import GroupJoin, JoinPlan, TimeRules
 from feature_defs.model import CREATED_TIME, EVENT_TIME
 from jobs.transforms.maps import entries_of, maps_again
@@ -37,9 +38,9 @@ def training_rows(spine: DataFrame, tables: Sequence[DataFrame], plan: JoinPlan)
         found = _winners(_points(spine, group.keys), rows, group, plan.rules)
         on = [F.col(f"s.{key}") == F.col(f"w.{key}") for key in group.keys]
         on.append(_spine_time(spine, f"s.{EVENT_TIME}") == F.col(f"w.{_TIME}"))
-        kept = [F.col(f"s.{name}") for name in all_quoted(result.columns)]
-        added = [F.col(f"w.`{name}`") for name in found.columns if name not in (*group.keys, _TIME)]
-        result = result.alias("s").join(found.alias("w"), on, "left").select(*kept, *added)
+        kept = [f"s.{name}" for name in all_quoted(result.columns)]
+        added = [f"w.{quoted(name)}" for name in found.columns if name not in (*group.keys, _TIME)]
+        result = result.alias("s").join(found.alias("w"), on, "left").selectExpr(*kept, *added)
     flags = [LEAK + output for output in plan.outputs]
     return result.select(*all_quoted(spine.columns), *plan.outputs, *flags)
 
@@ -54,8 +55,8 @@ def latest_rows(rows: DataFrame, group: GroupJoin, *, now_us: int) -> DataFrame:
         F.max(EVENT_TIME).alias(EVENT_TIME),
         *(F.max(F.when(alive, candidate)).alias(_WINNER + name) for name, candidate in _candidates(group).items()),
     )
-    values = (_answer(group, name, _WINNER).getField("values").getField(name).alias(name) for name in group.features)
-    return maps_again(newest.select(*group.keys, EVENT_TIME, *values), group.maps)
+    values = (f"{_answer(group, name, _WINNER)} AS {quoted(name)}" for name in group.features)
+    return maps_again(newest.selectExpr(*all_quoted(group.keys), EVENT_TIME, *values), group.maps)
 
 
 def _points(spine: DataFrame, keys: Sequence[str]) -> DataFrame:
@@ -105,20 +106,20 @@ def _winners(points: DataFrame, rows: DataFrame, group: GroupJoin, rules: TimeRu
         .where(f"{_POINT} != 0")
     )
 
-    def value(feature: str, kind: str) -> Column:
-        found = _answer(group, feature, kind)
-        if group.ttl_us is not None:
-            oldest = F.unix_micros(_TIME) - F.lit(group.ttl_us)
-            found = F.when(F.unix_micros(found.getField(EVENT_TIME)) >= oldest, found)
-        return found.getField("values").getField(feature)
+    def value(feature: str, kind: str) -> str:
+        answer = _answer(group, feature, kind)
+        if group.ttl_us is None:
+            return answer
+        time = f"{_candidate(group, feature, kind)}['{EVENT_TIME}']"
+        return f"CASE WHEN unix_micros({time}) >= unix_micros({_TIME}) - {group.ttl_us} THEN {answer} END"
 
     chosen = _KNOWN if rules.known_by == "spine" else _WINNER
-    found = answers.select(
-        *group.keys,
+    found = answers.selectExpr(  # text, which is one call of Spark's where columns would be a dozen each
+        *all_quoted(group.keys),
         _TIME,
-        *(value(feature, chosen).alias(output) for feature, output in group.columns),
+        *(f"{value(feature, chosen)} AS {quoted(output)}" for feature, output in group.columns),
         *(
-            (~value(feature, _WINNER).eqNullSafe(value(feature, _KNOWN))).alias(LEAK + output)
+            f"NOT ({value(feature, _WINNER)} <=> {value(feature, _KNOWN)}) AS {quoted(LEAK + output)}"
             for feature, output in group.columns
         ),
     )
@@ -137,6 +138,11 @@ def _candidates(group: GroupJoin) -> dict[str, Column]:
     return {name: F.when(F.col(name).isNotNull(), _ordered([name])) for name in group.features}
 
 
-def _answer(group: GroupJoin, feature: str, kind: str) -> Column:
-    """The candidate that was chosen for a feature."""
-    return F.col(kind + (feature if group.skip_nulls else ""))
+def _candidate(group: GroupJoin, feature: str, kind: str) -> str:
+    """The candidate that was chosen for a feature, as SQL names it."""
+    return quoted(kind + (feature if group.skip_nulls else ""))
+
+
+def _answer(group: GroupJoin, feature: str, kind: str) -> str:
+    """The feature's value in it."""
+    return f"{_candidate(group, feature, kind)}['values'][{text_literal(feature)}]"
