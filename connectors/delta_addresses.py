@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,6 +30,9 @@ ALL = "true"  # the condition that every row meets
 OURS = "tidemark.table"  # a property of each table that was made here
 _FIRST = 16  # commits that are asked for at first: a note is rarely older
 _NOT_THERE = re.compile(r"\[(TABLE_OR_VIEW_NOT_FOUND|DELTA_TABLE_NOT_FOUND|DELTA_MISSING_DELTA_TABLE)")
+# What is said of a table between its folder's first file and its entry in the catalog.
+_BEING_MADE = re.compile(r"\[(DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION|(DELTA_)?TABLE_\w*ALREADY_EXISTS)")
+_MAKING_SECONDS = 10
 # Operations that change no row: ours, an administrator's, or those of a catalog that maintains its tables by itself.
 _UPKEEP = re.compile(
     r"OPTIMIZE|VACUUM|CLUSTER BY|(UN)?SET TBLPROPERTIES|COMPUTE STAT|REORG|ADD FEATURE|UPGRADE PROTOCOL"
@@ -206,6 +210,9 @@ class CatalogTable:
     def detail(self) -> dict[str, Any]:
         return dict(self.spark.sql(f"DESCRIBE DETAIL {self.sql}").collect()[0].asDict(recursive=True))
 
+    def _properties(self) -> dict[str, str]:
+        return self.detail()["properties"] or {}
+
     def loaded(self, reader: DataFrameReader) -> DataFrame:
         return reader.table(self.sql)
 
@@ -222,7 +229,7 @@ class CatalogTable:
             writer.overwrite(F.expr(replacing))
 
     def has_feed(self, version: int) -> bool:  # noqa: ARG002  # older changes than the feed show when they are read
-        return (self.detail()["properties"] or {}).get(FEED) == "true"
+        return self._properties().get(FEED) == "true"
 
     def check_writable(self) -> None:
         if not self._refuse_others():
@@ -241,14 +248,24 @@ class CatalogTable:
         columns = ", ".join(f"{quoted(field.name)} {field.dataType.simpleString()}" for field in schema.fields)
         told = ", ".join(f"'{name}' = '{value}'" for name, value in {**properties, OURS: "1"}.items())
         made = f"CREATE TABLE IF NOT EXISTS {self.sql} ({columns}) USING delta TBLPROPERTIES ({told})"
-        try:
-            self.spark.sql(made).collect()
-        except Exception as error:
-            if not self._history(1):  # else another run was faster, and their writes will race for what comes next
-                raise self.explained(error) or error from error
-        if OURS not in (self.detail()["properties"] or {}):  # an administrator made it, with columns of no matter
+        self._make(made)
+        if OURS not in self._properties():  # an administrator made it, with columns of no matter
             kept = f"'{FEED}' = 'true', '{OURS}' = '1'"
             self.spark.sql(f"ALTER TABLE {self.sql} SET TBLPROPERTIES ({kept})").collect()
+
+    def _make(self, statement: str) -> None:
+        """Where another run is faster, its table is taken, and their writes race for what comes next."""
+        until = time.monotonic() + _MAKING_SECONDS
+        while True:
+            try:
+                self.spark.sql(statement).collect()
+                return
+            except Exception as error:
+                if self._history(1):
+                    return
+                if not _BEING_MADE.search(str(error)) or time.monotonic() > until:
+                    raise self.explained(error) or error from error
+            time.sleep(0.1)
 
     def _refuse_others(self) -> bool:
         """Whether there is a table; LakeError for rows that somebody else wrote. The property is what is left of ours
@@ -258,7 +275,7 @@ class CatalogTable:
             is_there = True
             if "run" in commit.note:
                 return True
-        if not is_there or OURS in (self.detail()["properties"] or {}) or not self._has_rows():
+        if not is_there or OURS in self._properties() or not self._has_rows():
             return is_there
         hint = "drop or rename it, or name another schema or table for the group: [tables] in the profile"
         raise LakeError(f"Table '{self.uri}'", "is there, and no run of Tidemark has written it", hint=hint)
@@ -271,6 +288,8 @@ class CatalogTable:
             (r"\[EXPECT_TABLE_NOT_VIEW", "is a view", f"rename the view, {elsewhere}"),
             (r"\[DELTA_(TABLE_)?ONLY_OPERATION|\[DELTA_NOT_A_DELTA_TABLE", "is there, and is no Delta table",
              f"drop or rename it, {elsewhere}"),
+            (r"\[DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION", "its folder holds files, and no table",
+             f"a killed run may have left them; whoever keeps the catalog can remove them: {_said(text)}"),
             (r"\[SCHEMA_NOT_FOUND", f"there is no schema {catalog}.{schema}",
              f"CREATE SCHEMA {catalog}.{schema}, {elsewhere}"),
             (r"\[(NO_SUCH_)?CATALOG(_NOT_FOUND)?|\[REQUIRES_SINGLE_PART_NAMESPACE|Couldn't find a catalog",

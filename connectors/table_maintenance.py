@@ -26,7 +26,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from connectors.delta_addresses import CatalogTable, Folder
+from connectors.delta_addresses import CatalogTable
 from connectors.file_store import FileInfo, FileStore, open_file_store
 from connectors.lakes import joined
 from connectors.offline_tables import (
@@ -57,6 +57,11 @@ _FILES_KEPT, _LOG_KEPT = "delta.deletedFileRetentionDuration", "delta.logRetenti
 _PINNED_HOURS = 24 * 3650
 _DEFAULT_HOURS, _DEFAULT_LOG_HOURS = 24 * 7, 24 * 30
 _VACUUM = "spark.databricks.delta.vacuum."
+_LOGGED = f"{_VACUUM}logging.enabled"
+_OUR_HOURS = {
+    f"{_VACUUM}retentionWindowIgnore.enabled": "false",  # else Delta 4.4 takes what the table says
+    "spark.databricks.delta.retentionDurationCheck.enabled": "false",  # ours may be shorter than that
+}
 # a version that the table's own settings do not let anybody read: its files are there, and needed once they do
 ANY_VERSION = {f"{_VACUUM}enforceTimeTravelWithinDeletedFileRetentionDuration": "false"}
 _HOUR_US = 3_600_000_000
@@ -307,8 +312,6 @@ def remove_drafts(files: FileStore, uri: str, upkeep: Upkeep) -> tuple[int, int]
 
 
 def _maintain_delta(table: DeltaOfflineTable, upkeep: Upkeep) -> Maintained:
-    assert isinstance(table.at, Folder)
-    files = table.at.files
     before = _delta_state(table, upkeep)
     kept = kept_versions(_commit_times(table), upkeep.since_us, ()) | upkeep.pinned if upkeep.pinned else set()
     readable, unreadable = _readable(table, kept)
@@ -317,23 +320,23 @@ def _maintain_delta(table: DeltaOfflineTable, upkeep: Upkeep) -> Maintained:
     compacted, notes = _optimize(table, detail, upkeep)
     if not upkeep.dry_run:
         _keep_history(table, detail["properties"] or {}, upkeep)
-    listed = _data_files(files, table.uri)
+    listed = _data_files(table.uri)
     needed = {_relative(path, detail["location"]) for paths in readable.values() for path in paths}
     garbage = _vacuum(table, listed, needed if upkeep.pinned else None, detail["location"], upkeep)
-    drafts, draft_bytes = remove_drafts(files, table.uri, upkeep)
+    drafts, draft_bytes = remove_drafts(open_file_store(table.uri), table.uri, upkeep)
     sizes = {file.path: file.size for file in listed}
     if upkeep.dry_run:
         removed, freed = len(garbage), sum(sizes.get(path, 0) for path in garbage)
         after = TableState(before.files - removed, before.bytes - freed, before.versions)
     else:
-        left = {file.path for file in _data_files(files, table.uri)}
+        left = {file.path for file in _data_files(table.uri)}
         removed, freed = len(sizes.keys() - left), sum(size for path, size in sizes.items() if path not in left)
         after = _delta_state(table, upkeep)
     return Maintained(before, after, removed, freed + draft_bytes, drafts, compacted, lost, notes)
 
 
-def _data_files(files: FileStore, uri: str) -> list[FileInfo]:
-    found = files.list_files(uri)
+def _data_files(uri: str) -> list[FileInfo]:
+    found = open_file_store(uri).list_files(uri)
     return [
         file
         for file in found
@@ -342,7 +345,7 @@ def _data_files(files: FileStore, uri: str) -> list[FileInfo]:
 
 
 def _delta_state(table: DeltaOfflineTable, upkeep: Upkeep) -> TableState:
-    data = _data_files(open_file_store(table.uri), table.uri)
+    data = _data_files(table.uri)
     versions = len(kept_versions(_commit_times(table), upkeep.since_us, upkeep.pinned))
     return TableState(len(data), sum(file.size for file in data), versions)
 
@@ -471,11 +474,7 @@ def _catalog_state(at: CatalogTable, upkeep: Upkeep) -> tuple[TableState, dict[s
 def _vacuum_in_catalog(table: DeltaOfflineTable, at: CatalogTable, upkeep: Upkeep) -> tuple[int, int]:
     """Files that were removed, and their bytes; of those that would be, how many."""
     hours = math.ceil(upkeep.retention_us / _HOUR_US)
-    conf = {
-        f"{_VACUUM}logging.enabled": "true",  # its commits tell what it did
-        f"{_VACUUM}retentionWindowIgnore.enabled": "false",
-        "spark.databricks.delta.retentionDurationCheck.enabled": "false",
-    }
+    conf = {_LOGGED: "true", **_OUR_HOURS}  # its commits tell what it did
     before = at.newest() or 0
     with session_conf(table.spark, conf, may_refuse=True):
         told = table.spark.sql(f"VACUUM {at.sql} RETAIN {hours} HOURS{' DRY RUN' * upkeep.dry_run}").collect()
@@ -495,11 +494,7 @@ def _vacuum(
     what was replaced for ten years then.
     """
     hours = math.ceil(upkeep.retention_us / _HOUR_US)
-    conf = {
-        f"{_VACUUM}logging.enabled": "false",  # its two commits would be versions without a note
-        f"{_VACUUM}retentionWindowIgnore.enabled": "false",  # else Delta 4.4 takes what the table is set to
-        "spark.databricks.delta.retentionDurationCheck.enabled": "false",  # ours may be shorter than that
-    }
+    conf = {_LOGGED: "false", **_OUR_HOURS}  # its two commits would be versions without a note
     using, inventory = "", f"tidemark_inventory_{uuid.uuid4().hex}"
     if needed is not None:
         rows = [

@@ -208,6 +208,26 @@ def test_of_racing_first_runs_and_racing_replaces_the_losers_are_told(kept: Delt
             return  # no race came about: they ran one after the other
 
 
+def test_folder_that_holds_files_is_waited_for_since_another_run_may_be_making_the_table(
+    kept: DeltaOfflineTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = kept.spark.sql(f"DESCRIBE SCHEMA {kept.uri.rpartition('.')[0]}").collect()
+    folder = Path(next(row[1] for row in schema if row[0] == "Location").removeprefix("file:")) / "kept_v1"
+    folder.mkdir(parents=True)
+    (folder / "part").touch()
+    rows = keyed(kept, ("a", "2026-01-01", 1))
+    with monkeypatch.context() as quick:
+        quick.setattr("connectors.delta_addresses._MAKING_SECONDS", 0.3)
+        with pytest.raises(LakeError, match="its folder holds files, and no table") as caught:
+            kept.replace(rows, {"run": "one"})
+    assert str(folder) in caught.value.hint
+    cleared = threading.Timer(1, (folder / "part").unlink)
+    cleared.start()
+    version = kept.replace(rows, {"run": "two"})
+    cleared.join()
+    assert (kept.note(version)["run"], amounts(kept.read())) == ("two", [("a", "01-01", 1.0)])
+
+
 def test_upkeep_by_others_neither_hides_a_note_nor_stops_a_job(kept: DeltaOfflineTable) -> None:
     """A catalog that maintains its tables by itself writes no note."""
     first = kept.replace(keyed(kept, ("a", "2026-01-01", 1)).repartition(1), {"run": "one"})

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from redis.retry import Retry
 from connectors import embedded_redis
 from jobs.place import Place
 from jobs.settings import OnlineSettings, Settings, SparkSettings
+from tests.waiting import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FEAST = "feast[duckdb,redis,spark]==0.67.0"
@@ -152,8 +152,7 @@ def told_by_feast(what: str, folder: Path, *args: object) -> Any:
 @contextmanager
 def redis_on_tcp(folder: Path) -> Iterator[int]:
     """The embedded server's binary with its settings on a port, for those who know no unix sockets."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     folder.mkdir(parents=True)
     server = embedded_redis.executable()
     options = {"port": port, "bind": "127.0.0.1", "save": "", "dir": folder, "hash-max-ziplist-value": 1024}
