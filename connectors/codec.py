@@ -5,16 +5,21 @@
 A packed value, little-endian throughout, for a group of n features:
 
     offset   size        field
-    0        1           codec version, unsigned: 1
+    0        1           codec version, unsigned: 2
     1        4           schema fingerprint: the first 4 bytes of sha256 over the lines "NAME TYPE\\n" in order
     5        4           definition number, unsigned: the registry snapshot that introduced the group's definition
     9        8           event_time, signed microseconds since 1970-01-01 UTC
     17       ceil(n/8)   null bitmap: bit i % 8 of byte i // 8 is set when feature i is null; spare bits are 0
+    ...      ceil(k/4)   widths of the k numbers below: bits 2 * (i % 4) and the next of byte i // 4 are 0, 1, 2, 3
+                           for 1, 2, 4, 8 bytes; spare bits are 0
     ...      fixed       every feature of a fixed width, in order; a null writes zeros
-                           boolean 1 (0 or 1) | int 4 | bigint 8 | float 4 | double 8 | date 4, days |
-                           timestamp 8, microseconds UTC | decimal 16, two's complement of the unscaled value
-    ...      4 + bytes   every other feature, in order: its length (unsigned), then its bytes; a null has length 0
-                           string: UTF-8 | binary: as it is | array, map: as below
+                           boolean 1 (0 or 1) | float 4 | double 8 | timestamp 8, microseconds UTC |
+                           decimal of more than 18 digits 16, two's complement of the unscaled value
+    ...      numbers     first every int, bigint, date (days) and decimal of up to 18 digits (unscaled), in order, two's
+                           complement, a null 0; then the length of every other feature, in order, unsigned, a null's 0
+    ...      bytes       every other feature, in order: string: UTF-8 | binary: as it is | array, map: as below
+
+A writer gives a number the least width that holds it: most counts, codes and amounts are small. Readers take any.
 
 An array's bytes, for m elements. An empty array is 4 bytes, so that it differs from a null one.
 
@@ -30,18 +35,19 @@ A map's bytes, for m entries. An empty map is 4 bytes, too.
     ...      ceil(m/8)   null bitmap of the values, in the order of the keys
     ...      values      m values, as an array's elements
 
-There is one valid encoding of a row, and `decode` refuses every other: a value that was cut, grown or written under
-other features is an error, never a wrong number. The first 17 bytes keep their place in every later codec version, as
-the online store compares definition number and event_time without knowing the schema. docs/codec.md has the reasons
-and a worked example.
+But for the width of its numbers a row has one valid encoding, and `decode` refuses every other: a value that was cut,
+grown or written under other features is an error, never a wrong number. The first 17 bytes keep their place in every
+later codec version, as the online store compares definition number and event_time without knowing the schema.
+docs/codec.md has the reasons and a worked example.
 
 A removal is exactly the first 17 bytes, its schema fingerprint 0: what `write` is given to take a value away that is
 not newer. It is never stored, and `decode` refuses it. Every value is longer, as a schema has at least one feature.
 
 An entity's key is text: PREFIX:ENTITY:VALUE|VALUE, with a backslash before each backslash and bar inside a value.
 
-Encoding works on whole columns: fixed-width features are laid out as one structured numpy matrix, and one Arrow kernel
-joins its rows with the other features' bytes. There is no loop over rows.
+Encoding works on whole columns: fixed-width features are laid out as one structured numpy matrix, numbers as another
+of which a mask takes the bytes that count, and one Arrow kernel joins their rows with the other features' bytes. There
+is no loop over rows.
 """
 
 from __future__ import annotations
@@ -53,7 +59,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from decimal import Context, Decimal, Inexact, InvalidOperation
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -64,7 +70,7 @@ import pyarrow.compute as pc
 from feature_defs.data_types import KEY_TYPES, TYPES, DataType, parse
 from feature_defs.model import Entity, FeatureGroup
 
-CODEC_VERSION = 1
+CODEC_VERSION = 2
 EVENT_TIME = "event_time"
 HEADER = struct.Struct("<BIIq")
 HEAD_SIZE = 5  # of it: codec version and schema fingerprint
@@ -86,6 +92,8 @@ _CALENDAR = {
     "timestamp": (_FIRST_DAY * _DAY_US, (_LAST_DAY + 1) * _DAY_US - 1),
 }
 _LONGEST = _LAST_DEFINITION = 2**32 - 1
+_WIDTHS = 4  # of a number: 1, 2, 4 and 8 bytes, two bits tell which
+_DIGITS_OF_NUMBER = 18  # of a decimal that 8 bytes hold
 # Arrow's 32-bit offsets end here; a larger result keeps 64-bit ones.
 _MOST_BYTES_OF_BINARY = 2**31 - 1
 
@@ -104,6 +112,8 @@ _ARROW: dict[str, pa.DataType] = {
 _BYTES = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
 _NUMPY = {"bool": "u1", "int32": "<i4", "int64": "<i8", "float32": "<f4", "float64": "<f8", "int128": "<u8"}
 _STRUCT = {"bool": "B", "int32": "i", "int64": "q", "float32": "f", "float64": "d", "int128": "16s"}
+_LAYOUTS = 4096  # of one schema that a reader keeps; ten numbers of two widths each have a quarter of that
+_SIGNED, _UNSIGNED = "bhiq", "BHIQ"  # by width
 
 
 class CodecError(ValueError):
@@ -146,10 +156,33 @@ class ValueSchema:
         return int.from_bytes(hashlib.sha256(lines.encode()).digest()[:4], "little")
 
     @cached_property
-    def fixed_format(self) -> str:
-        """The `struct` format of everything before the first length: header, null bitmap, fixed-width values."""
-        codes = "".join(_STRUCT[str(kind.row.codec)] for kind in self.types if kind.row.width)
-        return f"{HEADER.format}{_bitmap_size(len(self.types))}s{codes}"
+    def parts(self) -> tuple[list[int], list[int], list[int]]:
+        """The features' positions as a value holds them: of a fixed width, numbers, others."""
+        found: tuple[list[int], list[int], list[int]] = ([], [], [])
+        for position, kind in enumerate(self.types):
+            found[1 if _is_number(kind) else 0 if kind.row.width else 2].append(position)
+        return found
+
+    @cached_property
+    def widths_at(self) -> slice:
+        """Where a value tells the widths of its numbers and lengths."""
+        _, numbers, others = self.parts
+        start = HEADER.size + _bitmap_size(len(self.types))
+        return slice(start, start + _size_of_widths(len(numbers) + len(others)))
+
+    def layout(self, widths: bytes) -> struct.Struct:
+        """Definition number, event_time, null bitmap, fixed-width features, numbers and lengths of a value with these
+        widths: all that lies before the other features' bytes."""
+        fixed, numbers, others = self.parts
+        count, told = len(numbers) + len(others), int.from_bytes(widths, "little")
+        if len(widths) != _size_of_widths(count) or told >> 2 * count:
+            raise CodecError("the widths of its numbers do not fit the schema")
+        codes = [told >> 2 * number & 3 for number in range(count)]
+        kinds = "".join(_STRUCT[str(self.types[position].row.codec)] for position in fixed)
+        signed = "".join(_SIGNED[code] for code in codes[: len(numbers)])
+        lengths = "".join(_UNSIGNED[code] for code in codes[len(numbers) :])
+        bitmap = _bitmap_size(len(self.types))
+        return struct.Struct(f"<{HEAD_SIZE}xIq{bitmap}s{len(widths)}x{kinds}{signed}{lengths}")
 
     @cached_property
     def spare_bits(self) -> int:
@@ -191,27 +224,82 @@ def _encode_batch(batch: pa.RecordBatch, schema: ValueSchema, definition: int) -
         raise CodecError(f"column '{EVENT_TIME}' has {event_time.null_count} null(s)")
     columns = [_feature(batch, name, kind) for name, kind in zip(schema.names, schema.types, strict=True)]
 
-    # A row of this matrix is everything before the first length.
+    fixed_ones, numbers, others = schema.parts
+    payloads = [_payload(columns[position], schema.types[position]) for position in others]
+    lengths = [_row_sizes(pieces, batch.num_rows) for pieces in payloads]
+    widths, packed_numbers = _packed_numbers(
+        [*(_integers(columns[position]) for position in numbers), *lengths], len(numbers), batch.num_rows
+    )
+    # A row of this matrix is everything before the numbers.
     fixed = np.zeros(batch.num_rows, _fixed_layout(schema))
     fixed["version"] = CODEC_VERSION
     fixed["schema"] = schema.fingerprint
     fixed["definition"] = definition
     fixed[EVENT_TIME] = _numbers(event_time, "int64")
-    for position, (kind, column) in enumerate(zip(schema.types, columns, strict=True)):
+    for position, column in enumerate(columns):
         if column.null_count:
             fixed["nulls"][:, position // 8] |= _is_null(column).astype("u1") << np.uint8(position % 8)
-        if kind.row.width:
-            fixed[str(position)] = _numbers(column, str(kind.row.codec))
+    fixed["widths"] = widths
+    for position in fixed_ones:
+        fixed[str(position)] = _numbers(columns[position], str(schema.types[position].row.codec))
+    return _joined([_rows_of(fixed), packed_numbers, *(piece for pieces in payloads for piece in pieces)])
 
-    pieces = [_rows_of(fixed)]
-    for kind, column in zip(schema.types, columns, strict=True):
-        if kind.kind == "array":
-            pieces += _array_pieces(column, kind)
-        elif kind.kind == "map":
-            pieces += _map_pieces(column, kind)
-        elif not kind.row.width:
-            pieces += _bytes_pieces(column)
-    return _joined(pieces)
+
+def _is_number(kind: DataType) -> bool:
+    """Whether it is stored in as few bytes as its value needs."""
+    return kind.kind in ("int", "bigint", "date") or (kind.kind == "decimal" and kind.precision <= _DIGITS_OF_NUMBER)
+
+
+def _integers(column: pa.Array) -> npt.NDArray[np.int64]:
+    """A column of numbers, zeros for nulls; of a decimal the unscaled value, which its lower word holds."""
+    if pa.types.is_decimal(column.type):
+        return np.asarray(_numbers(column, "int128")[:, 0].view("<i8"))
+    return np.asarray(_numbers(column, "int32" if column.type.bit_width == 32 else "int64"), np.int64)
+
+
+def _packed_numbers(
+    columns: list[npt.NDArray[np.int64]], signed: int, rows: int
+) -> tuple[npt.NDArray[np.uint8], pa.LargeBinaryArray]:
+    """The widths and the numbers of each row; the first columns are signed, the others lengths."""
+    codes = np.zeros((rows, len(columns)), "u1")
+    widths = np.zeros((rows, _size_of_widths(len(columns))), "u1")
+    sizes = np.zeros(rows, np.int64)
+    for position, column in enumerate(columns):
+        codes[:, position] = code = _width_codes(column, "i" if position < signed else "u")
+        widths[:, position // _WIDTHS] |= code << np.uint8(2 * (position % _WIDTHS))
+        sizes += np.int64(1) << code
+    widest = 1 << int(codes.max(initial=0))
+    matrix = np.empty((rows, len(columns)), f"<i{widest}")
+    for position, column in enumerate(columns):
+        matrix[:, position] = column
+    kept = np.empty((rows, len(columns), widest), np.bool_)
+    for byte in range(widest):
+        kept[:, :, byte] = codes >= byte.bit_length()
+    return widths, _binary(_starts(sizes), matrix.view("u1").reshape(-1).take(np.flatnonzero(kept)))
+
+
+def _width_codes(column: npt.NDArray[np.int64], sign: str) -> npt.NDArray[np.uint8]:
+    """Per number 0, 1, 2 or 3, for the 1, 2, 4 or 8 bytes that hold it."""
+    codes = np.zeros(len(column), "u1")
+    least, most = int(column.min(initial=0)), int(column.max(initial=0))
+    for size in (1, 2, 4):
+        narrow = np.iinfo(f"{sign}{size}")
+        if narrow.min <= least and most <= narrow.max:
+            break
+        codes += column.astype(narrow.dtype) != column
+    return codes
+
+
+def _payload(column: pa.Array, kind: DataType) -> list[pa.LargeBinaryArray]:
+    """The bytes of a feature that is neither a number nor of a fixed width, in pieces; of a null none."""
+    if kind.kind == "array":
+        return _array_pieces(column, kind)
+    return _map_pieces(column, kind) if kind.kind == "map" else [column.cast(pa.large_binary())]
+
+
+def _row_sizes(pieces: list[pa.LargeBinaryArray], rows: int) -> npt.NDArray[np.int64]:
+    sizes = sum((pc.binary_length(piece).fill_null(0).to_numpy() for piece in pieces), np.zeros(rows, np.int64))
+    return np.asarray(_checked(sizes), np.int64)
 
 
 def removal(definition: int, event_times: npt.NDArray[np.int64]) -> pa.BinaryArray:
@@ -229,31 +317,27 @@ def _check_definition(definition: int) -> None:
 
 
 def _fixed_layout(schema: ValueSchema) -> np.dtype[np.void]:
-    """The header, the null bitmap and the fixed-width features, these named by their position."""
+    """The header, the null bitmap, the numbers' widths and the fixed-width features, these named by their position."""
+    fixed, numbers, others = schema.parts
     layout: list[tuple[str, str, tuple[int, ...]]] = [
         *_HEADER_LAYOUT,
         ("nulls", "u1", (_bitmap_size(len(schema.types)),)),
+        ("widths", "u1", (_size_of_widths(len(numbers) + len(others)),)),
     ]
-    for position, kind in enumerate(schema.types):
-        if kind.row.width:
-            layout.append((str(position), _NUMPY[str(kind.row.codec)], (2,) if kind.kind == "decimal" else ()))
+    for position in fixed:
+        kind = schema.types[position]
+        layout.append((str(position), _NUMPY[str(kind.row.codec)], (2,) if kind.kind == "decimal" else ()))
     return np.dtype(layout)
 
 
-def _bytes_pieces(column: pa.Array) -> list[pa.LargeBinaryArray]:
-    """A length and the bytes, per row of a string or binary column; a null is empty bytes."""
-    lengths = pc.binary_length(column).fill_null(0).to_numpy()
-    return [_lengths(lengths), column.cast(pa.large_binary())]
-
-
 def _array_pieces(column: pa.LargeListArray, kind: DataType) -> list[pa.LargeBinaryArray]:
-    """A length with the element count, a null bitmap and the elements, per row of an array column."""
+    """The element count, a null bitmap and the elements, per row of an array column."""
     counts = _counts(column)
     return _counted_pieces(column, counts, _element_pieces(column.flatten(), _starts(counts), kind))
 
 
 def _map_pieces(column: pa.LargeListArray, kind: DataType) -> list[pa.LargeBinaryArray]:
-    """A length with the entry count, the keys, then the values as an array has them, per row of a map column."""
+    """The entry count, the keys, then the values as an array has them, per row of a map column."""
     counts = _counts(column)
     starts = _starts(counts)
     keys, values = column.flatten().flatten()
@@ -267,13 +351,9 @@ def _counts(column: pa.LargeListArray) -> npt.NDArray[np.int64]:
 def _counted_pieces(
     column: pa.LargeListArray, counts: npt.NDArray[np.int64], parts: list[pa.LargeBinaryArray]
 ) -> list[pa.LargeBinaryArray]:
-    """The parts behind a length and a count; of a null row only a length of 0."""
+    """The parts behind a count, which a null row has not."""
     present = ~_is_null(column)
-    inside = sum((np.diff(_offsets_and_data(part)[0]) for part in parts), np.int64(4))
-    heads = np.stack([_lengths_matrix(np.where(present, inside, 0)), counts.astype("<u4")], axis=1)
-    # A null row's count is left out.
-    kept = np.stack([np.ones_like(present), present], axis=1)
-    return [_binary(_starts(np.where(present, 8, 4)), heads[kept]), *parts]
+    return [_binary(_starts(4 * present), _checked(counts)[present].astype("<u4")), *parts]
 
 
 def _element_pieces(items: pa.Array, starts: npt.NDArray[np.int64], kind: DataType) -> list[pa.LargeBinaryArray]:
@@ -300,7 +380,8 @@ def _element_pieces(items: pa.Array, starts: npt.NDArray[np.int64], kind: DataTy
 
 def _string_piece(items: pa.Array, starts: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
     """Each item's length and bytes, per row."""
-    item_starts, data = _offsets_and_data(_joined(_bytes_pieces(items)))
+    lengths = _checked(pc.binary_length(items).fill_null(0).to_numpy()).astype("<u4")
+    item_starts, data = _offsets_and_data(_joined([_rows_of(lengths), items.cast(pa.large_binary())]))
     return _binary(item_starts[starts], data)
 
 
@@ -421,6 +502,10 @@ def _bitmap_size(bits: int) -> int:
     return (bits + 7) // 8
 
 
+def _size_of_widths(numbers: int) -> int:
+    return (numbers + _WIDTHS - 1) // _WIDTHS
+
+
 def _starts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Where each of the sizes begins when laid end to end, and the end of the last."""
     starts = np.zeros(len(sizes) + 1, np.int64)
@@ -428,14 +513,10 @@ def _starts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return starts
 
 
-def _lengths_matrix(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+def _checked(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     if len(lengths) and lengths.max() > _LONGEST:
         raise CodecError(f"a value of {lengths.max()} bytes is longer than {_LONGEST}")
-    return lengths.astype("<u4")
-
-
-def _lengths(lengths: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
-    return _rows_of(_lengths_matrix(lengths))
+    return lengths
 
 
 def _rows_of(matrix: npt.NDArray[Any]) -> pa.LargeBinaryArray:
@@ -503,12 +584,10 @@ class ValueReader:
     """
 
     def __init__(self, schema: ValueSchema, features: Sequence[str | None]) -> None:
-        kinds = schema.types
-        # As a value holds them: the fixed-width features, then the others; the first length is read with the former.
-        stored = sorted(range(len(kinds)), key=lambda feature: kinds[feature].row.width is None)
-        self._others = sum(kind.row.width is None for kind in kinds)
-        fixed = schema.fixed_format.removeprefix(HEADER.format)
-        self._layout = struct.Struct(f"<{HEADER.size - 8}xq{fixed}{'I' if self._others else ''}")
+        fixed, numbers, others = schema.parts
+        kinds, stored = schema.types, [*fixed, *numbers, *others]
+        self._others = len(others)
+        self._layout, self._widths_at = lru_cache(_LAYOUTS)(schema.layout), schema.widths_at
         self._no_nulls, self._spare_bits = bytes(_bitmap_size(len(kinds))), schema.spare_bits
         self._stored = [(spot, 1 << feature, kinds[feature]) for spot, feature in enumerate(stored)]
         wanted = {schema.names.index(name) for name in features if name is not None}
@@ -520,16 +599,15 @@ class ValueReader:
     def row(self, value: bytes) -> tuple[int, list[Any]]:
         """One value's event_time and features."""
         try:
-            event_time, bitmap, *raw = self._layout.unpack_from(value)
-            end = self._layout.size
+            layout = self._layout(value[self._widths_at])
+            _, event_time, bitmap, *raw = layout.unpack_from(value)
+            end = layout.size
             if self._others:
-                start, length = end, raw.pop()
-                for _ in range(self._others - 1):
-                    end = start + length
+                lengths = raw[-self._others :]
+                del raw[-self._others :]
+                for length in lengths:
+                    start, end = end, end + length
                     raw.append(value[start:end])
-                    start, length = end + 4, int.from_bytes(value[end : end + 4], "little")
-                end = start + length
-                raw.append(value[start:end])
             # A length beyond the end shows here too: the position only grows.
             if end != len(value):
                 raise CodecError(f"expected {end} bytes, found {len(value)}")
@@ -547,24 +625,21 @@ class ValueReader:
 
     def columns(self, values: Sequence[bytes]) -> tuple[list[int], list[list[Any]]]:
         """The event_times of many values and a list of values for each feature; CodecError when one is refused."""
-        size, count, layout = self._layout.size, len(values), self._layout
-        lengths = list(map(len, values))
+        count = len(values)
         try:
-            if min(lengths) < size:
-                raise CodecError(f"a value of {min(lengths)} bytes is cut")
-            fixed: list[Any] = list(zip(*layout.iter_unpack(b"".join([v[:size] for v in values])), strict=True))
-            event_times, bitmaps, *raw = fixed
-            ends: Sequence[int] = [size] * count
+            widths_at = self._widths_at
+            layouts = list(map(self._layout, [value[widths_at] for value in values]))
+            rows = [layout.unpack_from(value) for layout, value in zip(layouts, values, strict=True)]
+            columns: list[Any] = list(zip(*rows, strict=True))
+            _, event_times, bitmaps, *raw = columns
+            ends = [layout.size for layout in layouts]
             if self._others:
-                starts, inside = ends, raw.pop()
-                for _ in range(self._others - 1):
-                    ends = list(map(operator.add, starts, inside))
-                    raw.append([v[start:end] for v, start, end in zip(values, starts, ends, strict=True)])
-                    starts = [end + 4 for end in ends]
-                    inside = [int.from_bytes(v[end : end + 4], "little") for v, end in zip(values, ends, strict=True)]
-                ends = list(map(operator.add, starts, inside))
-                raw.append([v[start:] for v, start in zip(values, starts, strict=True)])
-            if ends != lengths:
+                lengths = raw[-self._others :]
+                del raw[-self._others :]
+                for inside in lengths:
+                    starts, ends = ends, list(map(operator.add, ends, inside))
+                    raw.append([value[start:end] for value, start, end in zip(values, starts, ends, strict=True)])
+            if ends != list(map(len, values)):
                 raise CodecError("a value is shorter or longer than its lengths say")
             if bitmaps.count(self._no_nulls) == count:
                 for spot, convert in self._conversions:
@@ -612,7 +687,7 @@ def _converter(kind: DataType) -> Callable[[Any], Any] | None:
 
 def _null(raw: Any, kind: DataType) -> Any:
     """None, stored as zeros or as no bytes."""
-    if raw.strip(b"\0") if kind.kind == "decimal" else raw:
+    if raw.strip(b"\0") if kind.kind == "decimal" and not _is_number(kind) else raw:
         raise CodecError(f"a null {kind.kind} has a value")
     return None
 
@@ -655,23 +730,24 @@ def _check_header(value: bytes) -> None:
 
 
 def _decode_body(value: bytes, schema: ValueSchema) -> DecodedRow:
-    _, _, definition, event_time, bitmap, *fixed = struct.unpack_from(schema.fixed_format, value)
+    layout = schema.layout(value[schema.widths_at])
+    definition, event_time, bitmap, *raw = layout.unpack_from(value)
     nulls = int.from_bytes(bitmap, "little")
     if nulls & schema.spare_bits:
         raise CodecError("the null bitmap has bits beyond the last feature")
-    position = struct.calcsize(schema.fixed_format)
-    stored = iter(fixed)
-    values: list[Any] = []
-    for index, kind in enumerate(schema.types):
-        raw: Any
-        if kind.row.width:
-            raw = next(stored)
-        else:
-            raw, position = _length_and_bytes(value, position)
-        values.append(_present_or_null(raw, kind, is_null=bool(nulls >> index & 1)))
-    if position != len(value):
-        raise CodecError(f"expected {position} bytes, found {len(value)}")
-    return DecodedRow(definition, event_time, tuple(values))
+    fixed, numbers, others = schema.parts
+    stored, lengths = raw[: len(fixed) + len(numbers)], raw[len(fixed) + len(numbers) :]
+    end = layout.size
+    for length in lengths:
+        start, end = end, end + length
+        stored.append(value[start:end])
+    if end != len(value):
+        raise CodecError(f"expected {end} bytes, found {len(value)}")
+    values = {
+        position: _present_or_null(item, schema.types[position], is_null=bool(nulls >> position & 1))
+        for position, item in zip([*fixed, *numbers, *others], stored, strict=True)
+    }
+    return DecodedRow(definition, event_time, tuple(values[position] for position in range(len(values))))
 
 
 def _length_and_bytes(value: bytes, position: int) -> tuple[bytes, int]:
@@ -698,7 +774,7 @@ def _python_value(raw: Any, kind: DataType) -> Any:
         case "timestamp":
             return _EPOCH + timedelta(microseconds=raw)
         case "decimal":
-            unscaled = int.from_bytes(raw, "little", signed=True)
+            unscaled = raw if _is_number(kind) else int.from_bytes(raw, "little", signed=True)
             if abs(unscaled) >= 10**kind.precision:
                 raise CodecError(f"a {kind.spark} has too many digits")
             # From text: arithmetic would round to the context's 28 digits.

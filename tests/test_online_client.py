@@ -414,7 +414,7 @@ def test_an_unknown_schema_does_not_make_every_request_read_the_registry(
 
 def test_damaged_bytes_are_never_served_and_leave_the_other_entities_alone(churn: Shop) -> None:
     value = packed(spend, [(1, "Graz")])[0]
-    wrong = [value[:-1], value + b"x", value[:20], b"\x02" + value[1:], b"", b"something else"]
+    wrong = [value[:-1], value + b"x", value[:20], b"\x01" + value[1:], b"", b"something else"]
     names = [f"d{number}" for number in range(len(wrong))]
     for name, damaged in zip(names, wrong, strict=True):
         churn.server.hset(f"tm:customer:{name}", "spend:1", damaged)

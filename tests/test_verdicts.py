@@ -65,7 +65,7 @@ def expected(offline: bytes, stored: bytes | None, terms: Terms) -> tuple[str, t
 
     if stored is None:
         return (EXPIRED if past(row.event_time_us, max(CLOCK, terms.now_us)) else MISSING), ()
-    if len(stored) < 17 or stored[0] != 1:
+    if len(stored) < 17 or stored[0] != codec.CODEC_VERSION:
         return UNREADABLE, ()
     _, schema, definition, time = codec.HEADER.unpack_from(stored)
     if past(time, terms.now_us) and past(row.event_time_us, terms.now_us):
