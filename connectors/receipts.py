@@ -24,7 +24,8 @@ class Receipt:
     """One load. The counts add up: `entities` = written + kept_newer + expired + removed + absent.
 
     `definition` is the number of the group's definition, `table_run` the run that wrote the table's version, `now_us`
-    the time that "latest" meant, `sampled` how many values were read back, `checksum` the sum of their CRC-32s.
+    the time that "latest" meant, `sampled` how many values were read back, `checksum` the sum of their CRC-32s, `codec`
+    the version of the codec that packed them.
     """
 
     run: str
@@ -46,6 +47,7 @@ class Receipt:
     sampled: int
     checksum: int
     seconds: float
+    codec: int = 1  # what receipts that do not say so were written by
 
 
 def write_receipt(folder: str, receipt: Receipt) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from connectors.codec import CODEC_VERSION
 from connectors.offline_tables import OfflineTable, Span
 from connectors.readable import any_version, what_is_gone
 from connectors.receipts import Receipt
@@ -83,6 +84,8 @@ class Loading:
     def _why_all(self, receipt: Receipt, *, full: bool) -> str:
         if full:
             return "as asked"
+        if receipt.codec != CODEC_VERSION:
+            return "packed anew"
         return "" if receipt.definition == self.definition else "defined anew"
 
     def _since(self, receipt: Receipt, keep: Keep) -> Work | None:

@@ -296,6 +296,7 @@ def _load(place: Place, name: str, run: _Run, group: FeatureGroup) -> LoadedGrou
         how=work.how,
         why=work.why,
         seconds=round(time.monotonic() - started, 3),
+        codec=codec.CODEC_VERSION,
         **plain,
     )
     write_receipt(folder, done)

@@ -6,6 +6,7 @@ Each step changes hundreds of entities at once: rows that are new, late, tied, c
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import random
 import signal
@@ -23,13 +24,14 @@ import redis
 from pyspark.sql import DataFrame
 
 from connectors import codec
+from connectors.file_store import local_path
 from connectors.offline_tables import OfflineTable, Span
 from connectors.redis_online import open_redis
 from feature_defs import Entity, Feature, FeatureGroup, Source
 from jobs.maintain import maintain
 from jobs.materialize import LoadedGroup, materialize
 from jobs.online_address import online_address
-from jobs.place import Place, time_of
+from jobs.place import Place, online_folder, time_of
 from tests.lab import register
 
 SEED, ENTITIES, SECOND = 20261122, 300, 1_000_000
@@ -250,6 +252,22 @@ def test_redefined_group_takes_away_what_its_new_definition_has_not(online_place
     found = lab.load()
     assert (found.why, lab.online()) == ("defined anew", lab.expected())
     assert found.removed > 0
+
+
+def test_what_an_earlier_codec_packed_is_packed_anew(online_place: Place) -> None:
+    """Nothing has changed in the table, and no reader of today takes a value of yesterday."""
+    lab = lab_of(online_place, offline="parquet")
+    lab.load()
+    (receipt,) = Path(local_path(online_folder(online_place, lab.group))).glob("*.json")
+    told = json.loads(receipt.read_text(encoding="utf-8"))
+    assert told.pop("codec") == codec.CODEC_VERSION
+    receipt.write_text(json.dumps(told), encoding="utf-8")
+    with redis.Redis.from_url(online_address(online_place).url) as client:
+        for key in client.scan_iter("*:customer:*"):
+            for field, value in client.hgetall(key).items():
+                client.hset(key, field, b"\x01" + value[1:])
+    assert (lab.load().why, lab.online()) == ("packed anew", lab.expected())
+    assert lab.load().how == "nothing new"
 
 
 def test_newer_value_of_another_writer_outlives_a_removal(online_place: Place) -> None:

@@ -5,14 +5,13 @@
 
 `pipe` is `redis-cli --pipe`, fed a file of ready commands, HSET key field value, one an entity: the limit of a loader
 that reads no table, encodes nothing and compares nothing. `redis_py` is what one writes first: foreachPartition, each
-row packed by struct, pipelines of 1,000 HSETs. All write the same keys into the same Redis, which is emptied before each,
-and all but redis_py, whose layout is by hand, the same values; the numbers of keys and the bytes of a sample are
-compared after each. `again` loads once more what is
-there: every value is compared, and found to be there. `x10` is ten times the entities in one load, with the memory of
-the largest Python worker. `feast` is Feast's materialize of a tenth of the entities. `cluster` is three servers of a
-Redis Cluster. `job` is the whole verb over ten rows of history an entity, `one_percent` the verb after a hundredth of
-the entities got a new row. The last line is one JSON object; times are seconds, medians, and the first round is not
-counted.
+row packed by struct in a layout by hand, pipelines of 1,000 HSETs. All write the same keys into the same Redis, emptied
+before each, and all but redis_py the same values; numbers of keys and the bytes of a sample are compared after each.
+`again` loads once more what is there: every value is compared, and found to be there. `x10` is ten times the entities
+in one load, with the memory of the largest Python worker. `feast` is Feast's materialize of a tenth of the entities.
+`cluster` is three servers of a Redis Cluster. `job` is the whole verb over ten rows of history an entity, `one_percent`
+the verb after a hundredth of the entities got a new row. The last line is one JSON object; times are seconds, medians,
+and the first round is not counted.
 """
 
 from __future__ import annotations
