@@ -366,7 +366,7 @@ def _cells(spark: SparkSession, spans: Sequence[int], *, complete_us: int, point
     rings = " ".join(f"WHEN id < {span // every}L THEN {number}" for number, span in enumerate(spans))
     return spark.range(count).selectExpr(
         f"{cell} AS {_CELL}",
-        f"{point_us}L AS {_POINT}",
+        f"{cell} + id * {every}L AS {_POINT}",  # by no constant, which Spark would put into its code in its place
         f"CASE {rings} ELSE {len(spans)} END AS {_RING}",
         f"{cell} = {complete_us}L AS {_LAST}",
     )
