@@ -327,10 +327,11 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
     until, last = job.now, None
     late = before.pending or (told.oldest is not None and told.oldest <= before.newest_us)
     if edge is not None:
+        late = told.oldest is not None and told.oldest <= edge
+    if edge is not None and (before.pending or before.short_us is not None):  # else nothing but the new files is left
         fresh = _good(job.rows()[0]).where(after(edge))
         passed, last = fresh.agg(F.max(F.when(time <= job.now, time)), F.max(time)).collect()[0]
         newest = newest if passed is None else max(newest, passed)
-        late = told.oldest is not None and told.oldest <= edge
         good = fresh.unionByName(good.where(~after(edge))) if late else fresh
     if group.every:
         until = max(before.until_us, _grid_end(group, oldest, newest, job.now))

@@ -6,6 +6,8 @@ sizes, whose plain sum would depend on the order.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import random
 from functools import cache
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from connectors.offline_tables import session_conf
 from feature_defs.model import Aggregate, Entity, Feature, FeatureGroup
 from jobs.transforms.features import changed_rows, feature_rows
 
@@ -115,6 +118,28 @@ def test_run_without_late_rows_makes_the_points_of_one_full_run(spark: SparkSess
     added, _ = changed_rows(new, kept, group, ENTITY, **span)
     whole = feature_rows(rows, group, ENTITY, until_us=until)
     assert texts(kept.unionByName(added), group) == texts(whole, group)
+
+
+def test_next_point_runs_the_code_of_the_point_before(spark: SparkSession, tmp_path: Path) -> None:
+    """Code that names a time is made and compiled anew in each run; only the small table of cells may."""
+    group, rows = GROUPS["grid and whole lives"], frame(spark)
+    kept = written(feature_rows(rows, group, ENTITY, until_us=UNTIL[0]), tmp_path / "kept")
+    codes = []
+    for complete in (UNTIL[0], UNTIL[0] + 5 * SECOND):
+        span = {"complete_us": complete, "until_us": complete + 5 * SECOND, "oldest_us": complete + 1, "late": False}
+        codes.append(generated(changed_rows(rows, kept, group, ENTITY, **span)[0]))
+    before, then = codes
+    assert len(before) == len(then) > 4
+    assert {"range_" in code for code in then if code not in before} == {True}
+
+
+def generated(rows: DataFrame) -> list[str]:
+    """The code that Spark makes of each stage of a query."""
+    with session_conf(rows.sparkSession, {"spark.sql.adaptive.enabled": "false"}):
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told):
+            rows.explain("codegen")
+    return [part.partition("Generated code:")[2] for part in told.getvalue().split("== Subtree")[1:]]
 
 
 def written(rows: DataFrame, folder: Path) -> DataFrame:

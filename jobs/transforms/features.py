@@ -78,9 +78,8 @@ def changed_rows(
             new = new.unionByName(met)
         return _in_order(_one_of_equals(new, group, keys), keys), clocks
     plan = plan_of(rows, group, keys)
-    near = kept if (bound := plan.reach(oldest_us)) is None else kept.where(after(bound - 1))
-    tiles = tiles_of(rows, plan)
-    changed = advanced_rows(near, tiles, plan, complete_us=complete_us, until_us=until_us, late=late)
+    span = {"complete_us": complete_us, "until_us": until_us, "oldest_us": oldest_us}
+    changed = advanced_rows(kept, tiles_of(rows, plan), plan, **span, late=late)
     # a sum of decimals widens with every merge; the table's type stays
     kinds = {field.name: field.dataType for field in kept.schema.fields if field.name.startswith(HIDDEN)}
     changed = changed.select(

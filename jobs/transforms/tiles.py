@@ -14,18 +14,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, StructType
 
 from feature_defs import durations
 from feature_defs.aggregates import AGGREGATES, MAX, MIN, SUM, AggregateFunction
 from feature_defs.model import CREATED_TIME, EVENT_TIME, HIDDEN, Aggregate, Feature, FeatureGroup
-from jobs.transforms.rows import all_quoted
+from jobs.transforms.rows import after, all_quoted
 
 _CELL, _CREATED, _FROM, _LAST = "_tidemark_cell", "_tidemark_created", "_tidemark_from", "_tidemark_last"
 _START, _END, _STEP = "_tidemark_start", "_tidemark_end", "_tidemark_step"
+_POINT, _RING = "_tidemark_point", "_tidemark_ring"
 _FEW_POINTS = 5  # beyond, one sort for all of them is less work than an aggregate each
+_A_SET, _MOST_IN_SET = 11, 1_000
 _ORDER = f"struct({EVENT_TIME}, {CREATED_TIME})"
 _FLOATING = ("float", "double")
 
@@ -191,7 +193,7 @@ def group_rows(tiles: DataFrame, plan: TilePlan, *, until_us: int, after_us: int
 
 
 def advanced_rows(
-    kept: DataFrame, added: DataFrame, plan: TilePlan, *, complete_us: int, until_us: int, late: bool
+    kept: DataFrame, added: DataFrame, plan: TilePlan, *, complete_us: int, until_us: int, oldest_us: int, late: bool
 ) -> DataFrame:
     """The rows that are new, or no longer as in `kept`, when `added` tiles come to a table complete to a time.
 
@@ -202,18 +204,15 @@ def advanced_rows(
     3 tiles of one cell are merged, then windows as ever
     """
     keys = list(plan.keys)
+    if plan.every and not late and 0 < (until_us - complete_us) // plan.every <= _FEW_POINTS:
+        points = range(complete_us + plan.every, until_us + 1, plan.every)
+        at_points = (_at_point(kept, added, plan, complete_us=complete_us, point_us=point) for point in points)
+        return reduce(DataFrame.unionByName, at_points)
+    bound = plan.reach(oldest_us)
+    near = kept if bound is None else kept.where(after(bound - 1))
     new = _over_already(added, plan, until_us)
     first = new.groupBy(*all_quoted(keys)).agg(F.min(_CELL).alias(_FROM))
-    old = kept.selectExpr(
-        *all_quoted(keys),
-        f"unix_micros({EVENT_TIME}) AS {_CELL}",
-        *all_quoted([*plan.tile_columns, *plan.life_columns]),
-    )
-    if plan.every and not late and 0 < (until_us - complete_us) // plan.every <= _FEW_POINTS:
-        started = new.selectExpr(*all_quoted([*keys, _CELL, *plan.tile_columns]), *_lives(plan))
-        before = old.selectExpr(*all_quoted([*keys, _CELL, *plan.tile_columns]), *_lives_at(plan, complete_us))
-        points = range(complete_us + plan.every, until_us + 1, plan.every)
-        return reduce(DataFrame.unionByName, (_at_point(before.unionByName(started), plan, point) for point in points))
+    old = _celled(near, plan)
     if plan.every:
         goes_on = F.lit(complete_us + plan.every)
         old = old.join(first, keys, "left").withColumn(_FROM, F.least(F.coalesce(_FROM, goes_on), goes_on))
@@ -225,6 +224,12 @@ def advanced_rows(
     new = new.join(first, keys).selectExpr(*all_quoted(columns), *_lives(plan))
     rows = _windowed(_one_a_cell(before.unionByName(new), plan), plan, until_us=until_us, lower_us=None)
     return rows.where(F.unix_micros(EVENT_TIME) >= F.col(_FROM)).drop(_FROM)
+
+
+def _celled(kept: DataFrame, plan: TilePlan) -> DataFrame:
+    """The tiles of rows of the table."""
+    cell = f"unix_micros({EVENT_TIME}) AS {_CELL}"
+    return kept.selectExpr(*all_quoted(plan.keys), cell, *all_quoted([*plan.tile_columns, *plan.life_columns]))
 
 
 def _over_already(tiles: DataFrame, plan: TilePlan, until_us: int) -> DataFrame:
@@ -241,11 +246,6 @@ def _lasting(plan: TilePlan) -> list[str]:
 def _lives(plan: TilePlan) -> list[str]:
     """Of new tiles, each its own part of a life."""
     return [f"`{name}` AS `{_life(name)}`" for name in _lasting(plan)]
-
-
-def _lives_at(plan: TilePlan, complete_us: int) -> list[str]:
-    """Of kept rows, the life up to the last of them."""
-    return [f"if({_CELL} = {complete_us}L, `{_life(name)}`, null) AS `{_life(name)}`" for name in _lasting(plan)]
 
 
 def _before(old: DataFrame, plan: TilePlan) -> DataFrame:
@@ -325,26 +325,64 @@ def _windowed(tiles: DataFrame, plan: TilePlan, *, until_us: int, lower_us: int 
     return _valued(points.selectExpr(*all_quoted(plan.keys), event_time, created, *all_quoted(kept), *frames), plan)
 
 
-def _at_point(tiles: DataFrame, plan: TilePlan, point_us: int) -> DataFrame:
-    """The same for one point of the grid: an aggregate of the tiles that its windows reach, and no sort of them."""
+def _at_point(kept: DataFrame, new: DataFrame, plan: TilePlan, *, complete_us: int, point_us: int) -> DataFrame:
+    """The same for one point of a grid behind what is kept: an aggregate of what its windows reach, and no sort.
+
+    All its windows end in it, so a longer one is a shorter one and a *ring* of cells before that. Which cells there are
+    comes as a small table: times are then no part of the code that Spark makes and Java compiles, which took a third of
+    an increment, and which is the same now for one day as for the next.
+    """
+    assert plan.every is not None
+    spans = sorted({plan.every, *(window for _, window in plan.pairs if window is not None)})
+    # the last cell that is kept, too: every key has a row there, and its life
+    count = max(spans[-1], point_us - complete_us + plan.every) // plan.every
+    cells = F.broadcast(_cells(kept.sparkSession, spans, complete_us=complete_us, point_us=point_us, count=count))
+    columns = all_quoted([*plan.keys, *plan.tile_columns])
+    lives = [f"if({_LAST}, `{name}`, null) AS `{name}`" for name in plan.life_columns]
+    old = _celled(kept.where(_among(complete_us, plan.every, point_us - count * plan.every)), plan)
+    old = old.join(cells, _CELL).selectExpr(*columns, _POINT, _RING, *lives)
+    tiles = old.unionByName(new.join(cells, _CELL).selectExpr(*columns, _POINT, _RING, *_lives(plan)))
 
     def inside(column: str, window: int | None) -> str:
-        after = "" if window is None else f" AND {_CELL} > {point_us - window}L"
-        return f"if({_CELL} <= {point_us}L{after}, `{_read(column, window)}`, null)"
+        return f"`{column}`" if window is None else f"if({_RING} <= {spans.index(window)}, `{column}`, null)"
 
     frames = [
-        f"{measure.merged(inside(column, window), state)} AS {_merged(number, state)}"
+        f"{measure.merged(inside(_read(column, window), window), state)} AS {_merged(number, state)}"
         for number, (measure, window) in enumerate(plan.pairs)
         for state, column in measure.columns.items()
     ]
-    own = [f"any_value(if({_CELL} = {point_us}L, `{name}`, null), true) AS `{name}`" for name in plan.tile_columns]
-    created = f"max({inside(_CREATED, plan.longest)}) AS {CREATED_TIME}"
-    made = (
-        tiles.where(F.col(_CELL) <= point_us)
-        .groupBy(*all_quoted(plan.keys))
-        .agg(*map(F.expr, [created, *own, *frames]))
+    own = [f"any_value({inside(name, plan.every)}, true) AS `{name}`" for name in plan.tile_columns]
+    clocks = [
+        f"timestamp_micros(max({_POINT})) AS {EVENT_TIME}",
+        f"max({inside(_read(_CREATED, plan.longest), plan.longest)}) AS {CREATED_TIME}",
+    ]
+    return _valued(tiles.groupBy(*all_quoted(plan.keys)).agg(*map(F.expr, [*clocks, *own, *frames])), plan)
+
+
+def _cells(spark: SparkSession, spans: Sequence[int], *, complete_us: int, point_us: int, count: int) -> DataFrame:
+    """(cell, point, ring, last) of the `count` cells up to a point. `last` is the last that is kept."""
+    every = spans[0]
+    cell = f"{point_us}L - id * {every}L"
+    rings = " ".join(f"WHEN id < {span // every}L THEN {number}" for number, span in enumerate(spans))
+    return spark.range(count).selectExpr(
+        f"{cell} AS {_CELL}",
+        f"{cell} + id * {every}L AS {_POINT}",  # by no constant, which Spark would put into its code in its place
+        f"CASE {rings} ELSE {len(spans)} END AS {_RING}",
+        f"{cell} = {complete_us}L AS {_LAST}",
     )
-    return _valued(made.withColumn(EVENT_TIME, F.timestamp_micros(F.lit(point_us))), plan)
+
+
+def _among(complete_us: int, every: int, after_us: int) -> Column:
+    """Which rows of a table are of cells in (after, complete].
+
+    Of more than ten times Spark makes a set, by which it skips files and pages as by a bound, and which is no part of
+    its code either: so a short list goes on, to cells that the table does not have yet.
+    """
+    count = max((complete_us - after_us) // every, _A_SET)
+    if count > _MOST_IN_SET:
+        return after(after_us)
+    times = (f"timestamp_micros({after_us + number * every})" for number in range(1, count + 1))
+    return F.expr(f"{EVENT_TIME} IN ({', '.join(times)})")
 
 
 def _read(column: str, window: int | None) -> str:
