@@ -84,7 +84,7 @@ def latest_of_all(
         return latest_rows(rows_after(None), group, now_us=now_us), 0
     keys = list(group.keys)
     if recent_us is None:
-        return _found(rows_after, group, keep, now_us)
+        return _found(rows_after, None, group, keep, now_us)
     ties = F.count_if(_TIES).alias("ties")
     kept, counts = keep(_newest_with_ties(rows_after(recent_us), keys, now_us), [*_told(), ties])
     if counts["entities"] > _BROADCAST:
@@ -95,18 +95,21 @@ def latest_of_all(
     recent = recent.select(*keys, EVENT_TIME, *all_quoted(group.features))
 
     def older_after(time_us: int | None) -> DataFrame:
-        rows = rows_after(time_us).where(~after(recent_us))
-        return rows.join(F.broadcast(kept.select(*keys)), keys, "left_anti").select(*all_quoted(rows.columns))
+        return rows_after(time_us).where(~after(recent_us))
 
-    older, count = _found(older_after, group, keep, now_us)
+    older, count = _found(older_after, kept.select(*keys), group, keep, now_us)
     return (recent.unionByName(older) if count else recent), counts["entities"] + count
 
 
-def _found(rows_after: RowsAfter, group: GroupJoin, keep: Keep, now_us: int) -> tuple[DataFrame, int]:
-    """The latest rows of these rows' entities, and how many they are."""
+def _found(
+    rows_after: RowsAfter, known: DataFrame | None, group: GroupJoin, keep: Keep, now_us: int
+) -> tuple[DataFrame, int]:
+    """The latest rows of these rows' entities but the known ones, and how many they are."""
     keys, newest = list(group.keys), F.max(F.unix_micros(EVENT_TIME)).alias(EVENT_TIME)
-    kept, counts = keep(rows_after(None).where(_not_after(now_us)).groupBy(*keys).agg(newest), _told())
-    rows = rows_after(None)
+    rows = rows_after(None).where(_not_after(now_us))
+    if known is not None:
+        rows = rows.join(F.broadcast(known), keys, "left_anti").select(*all_quoted(rows.columns))
+    kept, counts = keep(rows.groupBy(*keys).agg(newest), _told())
     if 0 < counts["entities"] <= _BROADCAST:
         rows = _among(rows_after, kept, counts["oldest_us"], keys, now_us)
     return latest_rows(rows, group, now_us=now_us), counts["entities"]
