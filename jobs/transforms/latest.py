@@ -2,6 +2,8 @@
 
     rows (keys, event_time, features)  ->  latest_rows  ->  (keys, event_time, features)
 
+    all rows' keys and times, the newest part first  ->  winners' keys and times  ->  their rows: `latest_of_all`
+
     changes (rows that came, rows that WENT)  -+
     rows whose time has come since             +-->  touched  ->  (keys, first, limit)  ->  latest_of_touched
 
