@@ -28,9 +28,12 @@ _COLUMNS = (
     "add.size",
     "add.partitionValues",
     "add.deletionVector",
+    "add.stats",
     "metaData.id",
     "metaData.configuration",
     "metaData.partitionColumns",
+    "metaData.schemaString",
+    "protocol.minReaderVersion",
     "protocol.readerFeatures",
     "protocol.writerFeatures",
     "sidecar.path",
@@ -41,12 +44,14 @@ Action = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class DeltaVersion:
-    """One version: the `add` action of each live file, the newest metadata, and what the run that wrote it says."""
+    """One version: the `add` action of each live file, the newest metadata and protocol, and what the run that wrote it
+    says."""
 
     version: int
     adds: tuple[Action, ...]
     metadata: Action
     note: Mapping[str, Any]
+    protocol: Action
 
 
 def commit_actions(files: FileStore, uri: str, version: int) -> Iterator[Action]:
@@ -88,17 +93,20 @@ def delta_version(files: FileStore, uri: str, subject: str, version: int | None 
         raise DataError(subject, problem, hint="read it with Spark: .spark()")
     live: dict[tuple[str, str], Action] = {}
     metadata: Action = {}
+    protocol: Action = {}
     checkpointed = checkpoint_actions(files, uri, parts)
     committed = (a for number in needed for a in commit_actions(files, uri, number))
     for actions in (checkpointed, committed):
         for action in actions:
             metadata = action.get("metaData") or metadata
+            protocol = action.get("protocol") or protocol
             if remove := action.get("remove"):
                 live.pop(file_key(remove), None)
             if add := action.get("add"):
                 live[file_key(add)] = add
     adds = tuple(sorted(live.values(), key=file_key))
-    return DeltaVersion(wanted, adds, metadata, _note(files, uri, [number for number in there if number <= wanted]))
+    note = _note(files, uri, [number for number in there if number <= wanted])
+    return DeltaVersion(wanted, adds, metadata, note, protocol)
 
 
 def file_key(action: Action) -> tuple[str, str]:

@@ -52,6 +52,10 @@ class OfflineTable(Protocol):
     a change of part of a table is refused when another run has written meanwhile."""
 
     @property
+    def spark(self) -> SparkSession:
+        """The session that reads it."""
+
+    @property
     def uri(self) -> str:
         """Where it is; of a table in a catalog its name."""
 
@@ -320,6 +324,18 @@ class ParquetOfflineTable:
         return self._rows_of(manifest["files"], StructType.fromJson(manifest["schema"]))
 
     def changes(self, since: int, until: int) -> DataFrame | None:
+        found = self.changed_files(since, until)
+        if found is None:
+            return None
+        schema = StructType.fromJson(self.manifest(until)["schema"])
+        parts = [
+            shown(self._rows_of(files, schema)).select("*", F.lit(gone).alias(WENT))
+            for files, gone in zip(found, (False, True), strict=True)
+        ]
+        return parts[0].unionByName(parts[1])
+
+    def changed_files(self, since: int, until: int) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]] | None:
+        """The files that came and those that went, some did both; None when a manifest is gone."""
         came: dict[str, Mapping[str, Any]] = {}
         went: dict[str, Mapping[str, Any]] = {}
         try:
@@ -332,12 +348,7 @@ class ParquetOfflineTable:
             before, behind = ({file["path"]: file for file in one["files"]} for one in (then, now))
             came |= {path: file for path, file in behind.items() if path not in before}
             went |= {path: file for path, file in before.items() if path not in behind}
-        schema = StructType.fromJson(manifests[-1]["schema"])
-        parts = [
-            shown(self._rows_of(list(files.values()), schema)).select("*", F.lit(gone).alias(WENT))
-            for files, gone in ((came, False), (went, True))
-        ]
-        return parts[0].unionByName(parts[1])
+        return list(came.values()), list(went.values())
 
     def _rows_of(self, files: Sequence[Mapping[str, Any]], schema: StructType) -> DataFrame:
         paths = [joined(self.uri, file["path"]) for file in files]

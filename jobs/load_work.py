@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from connectors.codec import CODEC_VERSION
 from connectors.offline_tables import OfflineTable, Span
+from connectors.plain_files import PlainChanges, PlainFiles, plain_changes, plain_files
 from connectors.readable import any_version, what_is_gone
 from connectors.receipts import Receipt
 from connectors.table_stats import table_bytes
@@ -26,16 +28,18 @@ from jobs.transforms.as_of import latest_rows
 from jobs.transforms.latest import (
     FIRST,
     LIMIT,
+    latest_of_all,
     latest_of_touched,
-    newest_rows,
     newest_times,
     touched,
     with_all_limits,
     without_limits,
 )
 from jobs.transforms.locate import Keep
+from jobs.transforms.rows import after
 
 _LARGE = 64 << 20  # bytes; of less, choosing among all rows is quicker than a step of its own
+_LITTLE = 8 << 20  # bytes of files that one task reads as soon as several, and whose entities the driver holds
 FULL, CHANGED, NOTHING = "full", "changed", "nothing new"
 FIRST_LOAD = "first load"
 # what Delta and Spark say of changes that were not recorded, or that maintenance has taken
@@ -52,6 +56,28 @@ class Work:
     how: str
     why: str
     rows: DataFrame | None
+    entities: int = 0  # at least so many, as they were counted before
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a table's version, read from its files where that can be done."""
+
+    table: OfflineTable
+    version: int
+    files: PlainFiles | None
+
+    def after(self, time_us: int | None) -> DataFrame:
+        if self.files is None:
+            rows = self.table.read(self.version)
+        else:
+            near = self.files if time_us is None else self.files.after(time_us)
+            rows = near.rows().coalesce(1) if near.bytes <= _LITTLE else near.rows()
+        return rows if time_us is None else rows.where(after(time_us))
+
+    @property
+    def are_many(self) -> bool:
+        return (self.files.bytes if self.files else table_bytes(self.table, self.version)) > _LARGE
 
 
 @dataclass(frozen=True)
@@ -66,7 +92,8 @@ class Loading:
 
     def work(self, receipt: Receipt | None, *, full: bool, keep: Keep) -> Work:
         if receipt is None:
-            return Work(FULL, FIRST_LOAD, without_limits(self._latest(keep)))
+            latest, entities = self._latest(keep)
+            return Work(FULL, FIRST_LOAD, without_limits(latest), entities)
         why = self._why_all(receipt, full=full)
         if not why:
             found = self._since(receipt, keep)
@@ -75,11 +102,15 @@ class Loading:
             why = f"the changes since version {receipt.table_version} are gone"
         return self._all_since(receipt, why, keep)
 
-    def _latest(self, keep: Keep) -> DataFrame:
-        rows = self.table.read(self.version)
-        if table_bytes(self.table, self.version) > _LARGE:
-            rows = newest_rows(rows, self.group, keep, now_us=self.now_us)
-        return latest_rows(rows, self.group, now_us=self.now_us)
+    def _rows(self) -> _Rows:
+        return _Rows(self.table, self.version, plain_files(self.table, self.version))
+
+    def _latest(self, keep: Keep) -> tuple[DataFrame, int]:
+        rows = self._rows()
+        if not rows.are_many:
+            return latest_rows(rows.after(None), self.group, now_us=self.now_us), 0
+        recent_us = rows.files.recent_after() if rows.files else None
+        return latest_of_all(rows.after, self.group, keep, now_us=self.now_us, recent_us=recent_us)
 
     def _why_all(self, receipt: Receipt, *, full: bool) -> str:
         if full:
@@ -92,35 +123,72 @@ class Loading:
         """The entities whose latest row may have changed; None when the table does not tell which."""
         if not self._is_same_table(receipt):
             return None
-        rows, keys = self.table.read(self.version), list(self.group.keys)
-        span = Span(receipt.now_us, max(self.now_us, receipt.now_us))
+        rows = self._rows()
+        try:
+            with any_version(self.table.spark):
+                changed = self._changed_files(receipt, rows.files) if rows.files else None
+                if changed is not None:
+                    return self._of_files(receipt, changed, rows, keep)
+                changes = None
+                if receipt.table_version < self.version:
+                    changes = self.table.changes(receipt.table_version, self.version)
+                    if changes is None:
+                        return None
+                visible = rows.after(None).where(self._coming(receipt).condition)
+                return self._of(touched(changes, visible, self.group.keys, now_us=self.now_us), rows, keep)
+        except Exception as error:
+            if not _NO_CHANGES.search(str(error)):
+                raise
+            return None
+
+    def _coming(self, receipt: Receipt) -> Span:
+        """The times that were in the future at the last load."""
+        return Span(receipt.now_us, max(self.now_us, receipt.now_us))
+
+    def _changed_files(self, receipt: Receipt, files: PlainFiles) -> PlainChanges | None:
+        if receipt.table_version < self.version:
+            return plain_changes(self.table, files, receipt.table_version, self.version)
+        nothing = replace(files, files=())
+        return PlainChanges(nothing, nothing)
+
+    def _of_files(self, receipt: Receipt, changed: PlainChanges, rows: _Rows, keep: Keep) -> Work:
+        """Few changes are told to the driver: a step that keeps them would take longer than all others."""
+        assert rows.files is not None
+        span = self._coming(receipt)
+        coming = rows.files.between(span.after_us, span.until_us).without(changed.came)
+        visible = coming.rows().where(span.condition) if coming.files else None
+        changes = changed.rows() if changed.bytes else None
+        if visible is None and changes is None:
+            return Work(NOTHING, "", None)
+        is_little = changed.bytes + coming.bytes <= _LITTLE
+        found = touched(changes, visible, self.group.keys, now_us=self.now_us, in_one_task=is_little)
+        if not is_little:
+            return self._of(found, rows, keep)
+        entities = found.toArrow()
+        limits = entities[LIMIT]
+        counts = {
+            "entities": len(entities),
+            "first": pc.min(entities[FIRST].filter(pc.is_null(limits))).as_py(),
+            "lost": len(entities) - limits.null_count,
+        }
+        return self._of_entities(found.sparkSession.createDataFrame(entities, found.schema), counts, rows)
+
+    def _of(self, found: DataFrame, rows: _Rows, keep: Keep) -> Work:
         lost = F.col(LIMIT).isNotNull()
         told = [
             F.count(F.lit(1)).alias("entities"),
             F.min(F.when(~lost, F.col(FIRST))).alias("first"),
             F.count(F.when(lost, 1)).alias("lost"),
         ]
-        try:
-            with any_version(rows.sparkSession):
-                changes = None
-                if receipt.table_version < self.version:
-                    changes = self.table.changes(receipt.table_version, self.version)
-                    if changes is None:
-                        return None
-                kept, counts = keep(touched(changes, rows.where(span.condition), keys, now_us=self.now_us), told)
-        except Exception as error:
-            if not _NO_CHANGES.search(str(error)):
-                raise
-            return None
-        return self._of(kept, counts, rows)
+        return self._of_entities(*keep(found, told), rows)
 
-    def _of(self, entities: DataFrame, counts: Mapping[str, Any], rows: DataFrame) -> Work:
+    def _of_entities(self, entities: DataFrame, counts: Mapping[str, Any], rows: _Rows) -> Work:
         if not counts["entities"]:
             return Work(NOTHING, "", None)
         found = latest_of_touched(
-            rows, entities, self.group, first_us=counts["first"], lost=counts["lost"], now_us=self.now_us
+            rows.after, entities, self.group, first_us=counts["first"], lost=counts["lost"], now_us=self.now_us
         )
-        return Work(CHANGED, "", found)
+        return Work(CHANGED, "", found, counts["entities"])
 
     def _is_same_table(self, receipt: Receipt) -> bool:
         """Not one that was removed and made anew at its place."""
@@ -129,13 +197,13 @@ class Loading:
 
     def _all_since(self, receipt: Receipt, why: str, keep: Keep) -> Work:
         """Everything, with what the table held at the last load: entities that are no more, values that are no more."""
-        latest = self._latest(keep)
+        latest, entities = self._latest(keep)
         spark = latest.sparkSession
         if not self._is_same_table(receipt) or what_is_gone(spark, self.table, receipt.table_version):
             why += "; the rows of the last load are not there any more: what went since stays online until its ttl"
-            return Work(FULL, why, without_limits(latest))
+            return Work(FULL, why, without_limits(latest), entities)
         seen_us = min(receipt.now_us, self.now_us)  # what only a later time would show did not go
         with any_version(spark):  # kept at once: Spark Connect looks at the version only when it is read
             old = newest_times(self.table.read(receipt.table_version), list(self.group.keys), now_us=seen_us)
             before, _ = keep(old, [F.count(F.lit(1)).alias("entities")])
-        return Work(FULL, why, with_all_limits(latest, before, list(self.group.keys)))
+        return Work(FULL, why, with_all_limits(latest, before, list(self.group.keys)), entities)

@@ -282,7 +282,7 @@ def _load(place: Place, name: str, run: _Run, group: FeatureGroup) -> LoadedGrou
                 writers = writers_for(run.rate)
                 rows, share = rows.coalesce(writers), run.rate / writers
             load = partition_load(group, entity, address, definition=definition, now_us=run.now_us, rate=share)
-            counts = load_rows(rows, load, f"FeatureGroup '{group.name}'")
+            counts = load_rows(rows, load, f"FeatureGroup '{group.name}'", least=work.entities)
     plain = asdict(counts)
     plain.pop("mismatched")
     done = Receipt(

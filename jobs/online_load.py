@@ -58,8 +58,9 @@ def writers_for(rate: float) -> int:
     return math.ceil(rate / _A_TASK)
 
 
-def load_rows(rows: DataFrame, load: Callable[[Batches], Batches], subject: str) -> LoadCounts:
-    """Run the partition function over all partitions; an OnlineStoreError unless every row arrived."""
+def load_rows(rows: DataFrame, load: Callable[[Batches], Batches], subject: str, *, least: int = 0) -> LoadCounts:
+    """Run the partition function over all partitions; an OnlineStoreError unless every row arrived, and at least so
+    many as were counted before."""
     names, told = [one.name for one in fields(LoadCounts)], Observation()
     with online_errors():
         counted = rows.observe(told, F.count(F.lit(1)).alias("rows")).mapInArrow(
@@ -71,6 +72,9 @@ def load_rows(rows: DataFrame, load: Callable[[Batches], Batches], subject: str)
     again = "run the load again: a repeated load is harmless"
     if not told.get["rows"] == counts.entities == handled:
         problem = f"{told.get['rows']:,} entities, {counts.entities:,} sent, {handled:,} acknowledged"
+        raise OnlineStoreError(subject, problem, hint=again)
+    if counts.entities < least:
+        problem = f"{counts.entities:,} entities were sent, and {least:,} were found before"
         raise OnlineStoreError(subject, problem, hint=again)
     if counts.mismatched:
         problem = f"{counts.mismatched:,} of {counts.sampled:,} values that were read back are not those that were sent"

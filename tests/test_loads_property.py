@@ -28,6 +28,7 @@ from connectors.file_store import local_path
 from connectors.offline_tables import OfflineTable, Span
 from connectors.redis_online import open_redis
 from feature_defs import Entity, Feature, FeatureGroup, Source
+from jobs import load_work
 from jobs.maintain import maintain
 from jobs.materialize import LoadedGroup, materialize
 from jobs.online_address import online_address
@@ -188,13 +189,20 @@ def lab_of(place: Place, **options: Any) -> Lab:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"offline": "delta"}, {"offline": "parquet"}, {"offline": "delta", "ttl": "4000d", "skip_nulls": True}],
-    ids=["delta", "parquet", "skip_nulls"],
+    ("options", "is_large"),
+    [
+        ({"offline": "delta"}, False),
+        ({"offline": "parquet"}, True),
+        ({"offline": "delta", "ttl": "4000d", "skip_nulls": True}, False),
+    ],
+    ids=["delta", "parquet, as if it were large", "skip_nulls"],
 )
 def test_what_is_online_is_what_a_plain_loop_says_after_every_step(
-    online_place: Place, options: dict[str, Any]
+    online_place: Place, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], is_large: bool
 ) -> None:
+    if is_large:
+        monkeypatch.setattr(load_work, "_LARGE", 0)
+        monkeypatch.setattr(load_work, "_LITTLE", 0)
     lab = lab_of(online_place, **options)
     assert (lab.load().how, lab.online()) == ("full", lab.expected())
     steps: list[tuple[Callable[[], None], str]] = [

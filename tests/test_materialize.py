@@ -124,6 +124,12 @@ def test_key_of_several_columns_of_every_type(online_place: Place) -> None:
     given = {name: shown[kind][0] for name, kind in keys.items()}
     report = online_get(online_place, given, group="spend", check=True)
     assert (report.groups[0].status, report.groups[0].values, report.agrees) == (PRESENT, {"amount": 5}, True)
+    # a load of what changed names its entities by way of the driver
+    offline = online_place.table(online_place.applied().definitions.groups["spend"])
+    newer = offline.read().selectExpr(*keys, "event_time + INTERVAL '1' SECOND", "created_time", "amount + 1L")
+    offline.append(newer.toDF(*offline.read().columns), offline.note(1), after=1)
+    assert materialize(online_place, now=NOW + HOUR).groups[0].how == "changed"
+    assert online_get(online_place, given, group="spend").groups[0].values == {"amount": 6}
     other = online_get(online_place, {**given, "k2": "24"}, group="spend", check=True)
     assert (other.groups[0].status, other.agrees) == (MISSING, True)
     for wrong, problem in [({"k2": "x"}, "the value given is no int"), ({"k9": "1"}, "'k9' is not a key")]:

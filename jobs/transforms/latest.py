@@ -2,6 +2,8 @@
 
     rows (keys, event_time, features)  ->  latest_rows  ->  (keys, event_time, features)
 
+    all rows' keys and times, the newest part first  ->  winners' keys and times  ->  their rows: `latest_of_all`
+
     changes (rows that came, rows that WENT)  -+
     rows whose time has come since             +-->  touched  ->  (keys, first, limit)  ->  latest_of_touched
 
@@ -11,7 +13,7 @@ that lost a row needs all of its rows, and may have none left: then its event_ti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 from pyspark.sql import Column, DataFrame
@@ -24,60 +26,121 @@ from jobs.transforms.as_of import latest_rows
 from jobs.transforms.locate import Keep
 from jobs.transforms.rows import after, all_quoted
 
-_HASH = "_tidemark_hash"
+_HASH, _TIES = "_tidemark_hash", "_tidemark_ties"
 _BROADCAST = 4_000_000  # numbers that each task holds: some 100 MB
 FIRST, LIMIT = "_tidemark_first", "_tidemark_limit"  # microseconds
 
+RowsAfter = Callable[[int | None], DataFrame]
+"""A table's rows later than a time, or all, from those of its files that may hold such rows."""
 
-def touched(changes: DataFrame | None, visible: DataFrame, keys: Sequence[str], *, now_us: int) -> DataFrame:
+
+def touched(
+    changes: DataFrame | None, visible: DataFrame | None, keys: Sequence[str], *, now_us: int, in_one_task: bool = False
+) -> DataFrame:
     """(keys, first, limit) of the entities whose latest row may have changed.
 
     `first` is the newest time of a row that came, `limit` that of one that went: a stored value up to it may be
     replaced by an older one, or removed. Null where no row did.
     """
-    rows = visible.select(*keys, EVENT_TIME, F.lit(False).alias(WENT))
-    if changes is not None:
-        rows = rows.unionByName(changes.select(*keys, EVENT_TIME, WENT))
-    rows = rows.where(_not_after(now_us))
+    parts = [] if visible is None else [visible.select(*keys, EVENT_TIME, F.lit(False).alias(WENT))]
+    parts += [] if changes is None else [changes.select(*keys, EVENT_TIME, WENT)]
+    rows = reduce(DataFrame.unionByName, parts).where(_not_after(now_us))
+    rows = rows.coalesce(1) if in_one_task else rows
     time = F.unix_micros(EVENT_TIME)
     came, went = (F.max(F.when(F.col(WENT) == F.lit(gone), time)) for gone in (False, True))
     return rows.groupBy(*keys).agg(came.alias(FIRST), went.alias(LIMIT))
 
 
 def latest_of_touched(
-    rows: DataFrame, entities: DataFrame, group: GroupJoin, *, first_us: int | None, lost: int, now_us: int
+    rows_after: RowsAfter, entities: DataFrame, group: GroupJoin, *, first_us: int | None, lost: int, now_us: int
 ) -> DataFrame:
     """(keys, event_time, features, limit) of these entities, event_time null for those that have no row left.
 
     `first_us` is the least `first` of the entities that lost no row, `lost` how many did.
     """
-    current, keys = rows.where(_not_after(now_us)), list(group.keys)
-    parts = []
+    keys, parts = list(group.keys), []
     if first_us is not None:
-        whole = group.skip_nulls  # any earlier row may hold the newest value of a feature
-        near = current if whole else current.where(after(first_us - 1))
-        parts.append(_of(near, entities.where(F.col(LIMIT).isNull()), keys))
+        # with skip_nulls any earlier row may hold the newest value of a feature
+        near = rows_after(None if group.skip_nulls else first_us - 1).where(_not_after(now_us))
+        parts.append(_of(near, entities.where(F.col(LIMIT).isNull()) if lost else entities, keys))
     if lost:
-        parts.append(_of(current, entities.where(F.col(LIMIT).isNotNull()), keys))
+        parts.append(_of(rows_after(None).where(_not_after(now_us)), entities.where(F.col(LIMIT).isNotNull()), keys))
     latest = latest_rows(reduce(DataFrame.unionByName, parts), group, now_us=now_us)
+    if not lost:  # each has a row
+        return without_limits(latest)
     return entities.select(*keys, LIMIT).join(latest, keys, "left").select(*latest.columns, LIMIT)
 
 
-def newest_rows(rows: DataFrame, group: GroupJoin, keep: Keep, *, now_us: int) -> DataFrame:
-    """The rows that can be the latest of their entity, found in keys and times alone.
+def latest_of_all(
+    rows_after: RowsAfter, group: GroupJoin, keep: Keep, *, now_us: int, recent_us: int | None
+) -> tuple[DataFrame, int]:
+    """As `latest_rows`, the winners being found in keys and times alone; and how many there are at least.
 
-    Choosing among all rows would sort the whole table; what is left here is little. Rows are told by a hash of keys and
-    time; one that meets another's by chance is an older row, and loses.
+    Choosing among all rows would sort the whole table. Wide rows are told by a hash of keys and time; one that meets
+    another's by chance is an older row, and loses, here or in the store.
+
+    Entities that have a row after `recent_us` are found there, where nearly all are and most have one newest row, that
+    is sent as it is. Of older rows those of other entities alone are looked at.
     """
     if group.skip_nulls:  # any row may hold the newest value of a feature
-        return rows
-    keys, current = list(group.keys), rows.where(_not_after(now_us))
-    newest = current.groupBy(*keys).agg(F.max(EVENT_TIME).alias(EVENT_TIME))
-    hashed = F.xxhash64(*keys, F.unix_micros(EVENT_TIME)).alias(_HASH)
-    kept, told = keep(newest.select(hashed), [F.count(F.lit(1)).alias("entities")])
-    if told["entities"] > _BROADCAST:
-        return current
-    return current.withColumn(_HASH, hashed).join(F.broadcast(kept), _HASH, "left_semi").drop(_HASH)
+        return latest_rows(rows_after(None), group, now_us=now_us), 0
+    keys = list(group.keys)
+    if recent_us is None:
+        return _found(rows_after, None, group, keep, now_us)
+    ties = F.count_if(_TIES).alias("ties")
+    kept, counts = keep(_newest_with_ties(rows_after(recent_us), keys, now_us), [*_told(), ties])
+    if counts["entities"] > _BROADCAST:
+        return latest_rows(rows_after(None), group, now_us=now_us), counts["entities"]
+    recent = _among(rows_after, kept, counts["oldest_us"], keys, now_us)
+    if counts["ties"]:
+        recent = latest_rows(recent, group, now_us=now_us)
+    recent = recent.select(*keys, EVENT_TIME, *all_quoted(group.features))
+
+    def older_after(time_us: int | None) -> DataFrame:
+        return rows_after(time_us).where(~after(recent_us))
+
+    older, count = _found(older_after, kept.select(*keys), group, keep, now_us)
+    return (recent.unionByName(older) if count else recent), counts["entities"] + count
+
+
+def _found(
+    rows_after: RowsAfter, known: DataFrame | None, group: GroupJoin, keep: Keep, now_us: int
+) -> tuple[DataFrame, int]:
+    """The latest rows of these rows' entities but the known ones, and how many they are."""
+    keys, newest = list(group.keys), F.max(F.unix_micros(EVENT_TIME)).alias(EVENT_TIME)
+    rows = rows_after(None).where(_not_after(now_us))
+    if known is not None:
+        rows = rows.join(F.broadcast(known), keys, "left_anti").select(*all_quoted(rows.columns))
+    kept, counts = keep(rows.groupBy(*keys).agg(newest), _told())
+    if 0 < counts["entities"] <= _BROADCAST:
+        rows = _among(rows_after, kept, counts["oldest_us"], keys, now_us)
+    return latest_rows(rows, group, now_us=now_us), counts["entities"]
+
+
+def _told() -> list[Column]:
+    return [F.count(F.lit(1)).alias("entities"), F.min(EVENT_TIME).alias("oldest_us")]
+
+
+def _among(
+    rows_after: RowsAfter, newest: DataFrame, oldest_us: int | None, keys: Sequence[str], now_us: int
+) -> DataFrame:
+    """The rows of these keys and times, the oldest of which is known."""
+    near = rows_after(None if oldest_us is None else oldest_us - 1).where(_not_after(now_us))
+    wanted = newest.select(F.xxhash64(*keys, EVENT_TIME).alias(_HASH))
+    hashed = near.withColumn(_HASH, F.xxhash64(*keys, F.unix_micros(EVENT_TIME)))
+    return hashed.join(F.broadcast(wanted), _HASH, "left_semi").drop(_HASH)
+
+
+def _newest_with_ties(rows: DataFrame, keys: Sequence[str], now_us: int) -> DataFrame:
+    """(keys, event_time, ties): the newest time of each entity, in microseconds, and whether several rows have it.
+
+    The flag is the lowest bit of the number that is compared: a maximum of two columns would be a sort.
+    """
+    slim = rows.where(_not_after(now_us)).select(*keys, F.unix_micros(EVENT_TIME).alias(EVENT_TIME))
+    times = slim.repartition(*keys).groupBy(*keys, EVENT_TIME).agg(F.count(F.lit(1)).alias(_TIES))
+    flagged = F.shiftleft(EVENT_TIME, 1) + F.when(F.col(_TIES) > 1, 1).otherwise(0)
+    newest = times.groupBy(*keys).agg(F.max(flagged).alias(_TIES))
+    return newest.select(*keys, F.shiftright(_TIES, 1).alias(EVENT_TIME), (F.col(_TIES) % 2 != 0).alias(_TIES))
 
 
 def without_limits(latest: DataFrame) -> DataFrame:

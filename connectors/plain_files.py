@@ -1,0 +1,208 @@
+"""A table's version as the Parquet files that it consists of, where these hold its rows and nothing else.
+
+    Parquet table    the manifest's files
+    Delta table      the live files of its log, when no row of them is deleted and their columns have their own names
+
+Spark asks Delta's log several times for each reading of a table, in jobs of its own, before it begins: half a second
+that a load of a few thousand entities feels. Read as files, only those are opened that may hold rows of a time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import unquote
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from connectors.delta_addresses import Folder
+from connectors.delta_log import Action, commit_actions, delta_version
+from connectors.lakes import joined
+from connectors.offline_tables import WENT, DeltaOfflineTable, OfflineTable, ParquetOfflineTable, shown
+from feature_defs.model import EVENT_TIME
+
+_READABLE = {"deletionVectors", "v2Checkpoint", "vacuumProtocolCheck"}  # what changes nothing of files that lack them
+_MOST_FILES = 1000  # of more, Spark looks for each before it begins
+_MOST_COMMITS = 200
+_RECENT = 8  # the newest of so many parts
+_MILLISECOND = 1000  # Delta's bounds are cut to it
+
+
+@dataclass(frozen=True)
+class PlainFile:
+    """A Parquet file, and its oldest and newest event_time where they are known."""
+
+    uri: str
+    bytes: int
+    oldest_us: int | None = None
+    newest_us: int | None = None
+
+
+@dataclass(frozen=True)
+class PlainFiles:
+    """Some files of a table."""
+
+    spark: SparkSession
+    schema: StructType
+    files: tuple[PlainFile, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    def rows(self) -> DataFrame:
+        """The feature rows in them."""
+        reader, uris = self.spark.read.schema(self.schema), [file.uri for file in self.files]
+        return shown(reader.parquet(*uris) if uris else self.spark.createDataFrame([], self.schema))
+
+    def after(self, time_us: int) -> PlainFiles:
+        """Those that may hold rows later than a time."""
+        return self._of(file for file in self.files if file.newest_us is None or file.newest_us > time_us)
+
+    def between(self, after_us: int, until_us: int) -> PlainFiles:
+        """Those that may hold rows of (after, until]."""
+        if until_us <= after_us:
+            return self._of(())
+        near = self.after(after_us).files
+        return self._of(file for file in near if file.oldest_us is None or file.oldest_us <= until_us)
+
+    def without(self, others: PlainFiles) -> PlainFiles:
+        known = {file.uri for file in others.files}
+        return self._of(file for file in self.files if file.uri not in known)
+
+    def recent_after(self) -> int | None:
+        """A time that an eighth of the bytes are later than; None where files are not in the order of time."""
+        if any(file.oldest_us is None or file.newest_us is None for file in self.files):
+            return None
+        seen, time_us = 0, None
+        for file in sorted(self.files, key=lambda file: file.newest_us or 0, reverse=True):
+            time_us = min(file.oldest_us or 0, time_us if time_us is not None else file.oldest_us or 0)
+            seen += file.bytes
+            if seen * _RECENT >= self.bytes:
+                break
+        return time_us - 1 if time_us is not None and 2 * self.after(time_us - 1).bytes <= self.bytes else None
+
+    def _of(self, files: Any) -> PlainFiles:
+        return replace(self, files=tuple(files))
+
+
+@dataclass(frozen=True)
+class PlainChanges:
+    """The files that came and went from one version to a later one."""
+
+    came: PlainFiles
+    went: PlainFiles
+
+    @property
+    def bytes(self) -> int:
+        return self.came.bytes + self.went.bytes
+
+    def rows(self) -> DataFrame:
+        """As `OfflineTable.changes` tells them."""
+        parts = [(self.came, False), (self.went, True)]
+        came, went = (files.rows().withColumn(WENT, F.lit(gone)) for files, gone in parts)
+        return came.unionByName(went) if self.went.files else came
+
+
+def plain_files(table: OfflineTable, version: int) -> PlainFiles | None:
+    """The files of a version; None where only the table's own reader knows what they hold."""
+    if isinstance(table, ParquetOfflineTable):
+        manifest = table.manifest(version)
+        return _of_manifest(table, manifest["files"], StructType.fromJson(manifest["schema"]))
+    if not isinstance(table, DeltaOfflineTable) or not isinstance(table.at, Folder) or not _may_open(table.spark):
+        return None
+    found = delta_version(table.at.files, table.uri, f"Table '{table.uri}'", version)
+    if found is None or not (0 < len(found.adds) <= _MOST_FILES) or not _is_plain(found.protocol, found.metadata):
+        return None
+    return _of_adds(table, found.adds, StructType.fromJson(json.loads(found.metadata["schemaString"])))
+
+
+def plain_changes(table: OfflineTable, until: PlainFiles, since: int, version: int) -> PlainChanges | None:
+    """From `since` to the version whose files `until` are; of a Delta table None unless all that happened is that rows
+    were added."""
+    if isinstance(table, ParquetOfflineTable):
+        changed = table.changed_files(since, version)
+        if changed is None:
+            return None
+        came, went = (_of_manifest(table, files, until.schema) for files in changed)
+        return PlainChanges(came, went)
+    assert isinstance(table, DeltaOfflineTable)
+    assert isinstance(table.at, Folder)
+    adds = _only_added(table.at, since, version)
+    added = None if adds is None else _of_adds(table, adds, until.schema)
+    return PlainChanges(added, replace(added, files=())) if added else None
+
+
+def _of_manifest(table: ParquetOfflineTable, files: Sequence[Mapping[str, Any]], schema: StructType) -> PlainFiles:
+    found = (
+        PlainFile(joined(table.uri, file["path"]), file["bytes"], file.get("oldest"), file.get("newest"))
+        for file in files
+    )
+    return PlainFiles(table.spark, schema, tuple(found))
+
+
+def _of_adds(table: DeltaOfflineTable, adds: Sequence[Action], schema: StructType) -> PlainFiles | None:
+    files = []
+    for add in adds:
+        path = unquote(add["path"])
+        if add.get("deletionVector") or ":" in path.partition("/")[0]:
+            return None
+        files.append(PlainFile(joined(table.uri, path), add["size"], *_bounds(add.get("stats"))))
+    return PlainFiles(table.spark, schema, tuple(files))
+
+
+def _may_open(spark: SparkSession) -> bool:
+    """Databricks refuses to read files below a Delta log, and tells a Connect session so only when rows are read."""
+    return isinstance(spark, SparkSession) and "DATABRICKS_RUNTIME_VERSION" not in os.environ
+
+
+def _is_plain(protocol: Action, metadata: Action) -> bool:
+    """Whether a Parquet reader gives the rows of the table's files as Delta does."""
+    reader, features = protocol.get("minReaderVersion"), set(protocol.get("readerFeatures") or ())
+    mapping = dict(metadata.get("configuration") or ()).get("delta.columnMapping.mode", "none")
+    is_known = reader == 1 or (reader == 3 and features <= _READABLE)
+    return is_known and mapping == "none" and not metadata.get("partitionColumns") and "schemaString" in metadata
+
+
+def _only_added(at: Folder, since: int, version: int) -> list[Action] | None:
+    """What commits added; None when one did anything else than to add rows, or to move them to other files."""
+    if version - since > _MOST_COMMITS:
+        return None
+    found: list[Action] = []
+    for number in range(since + 1, version + 1):
+        try:
+            actions = list(commit_actions(at.files, at.uri, number))
+        except FileNotFoundError:  # cleaned up by Delta's own retention
+            return None
+        for action in actions:
+            moved = not action.get("remove", {"dataChange": False}).get("dataChange", True)
+            if {"metaData", "protocol", "cdc"} & action.keys() or not moved:
+                return None
+            if "add" in action and action["add"].get("dataChange", True):
+                found.append(action["add"])
+    return found
+
+
+def _bounds(stats: str | None) -> tuple[int | None, int | None]:
+    told = json.loads(stats) if stats else {}
+    oldest, newest = (_micros((told.get(name) or {}).get(EVENT_TIME)) for name in ("minValues", "maxValues"))
+    if oldest is None or newest is None:
+        return None, None
+    return oldest, newest + _MILLISECOND - 1
+
+
+def _micros(text: str | None) -> int | None:
+    """A bound as Delta writes it; None where it has no zone, or Python no such year."""
+    try:
+        time = datetime.datetime.fromisoformat((text or "").replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    if time.tzinfo is None:
+        return None
+    return (time - datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)) // datetime.timedelta(microseconds=1)
