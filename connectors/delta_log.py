@@ -28,7 +28,6 @@ _COLUMNS = (
     "add.size",
     "add.partitionValues",
     "add.deletionVector",
-    "add.stats",
     "metaData.id",
     "metaData.configuration",
     "metaData.partitionColumns",
@@ -39,6 +38,7 @@ _COLUMNS = (
     "sidecar.path",
 )
 
+_STATS = "add.stats"
 Action = Mapping[str, Any]
 
 
@@ -76,8 +76,13 @@ def note_in(actions: Iterator[Action]) -> dict[str, Any]:
     return dict(json.loads(text)) if text.startswith("{") else {}
 
 
-def delta_version(files: FileStore, uri: str, subject: str, version: int | None = None) -> DeltaVersion | None:
-    """A version of the table at a URI, by default the newest; None when there is no table."""
+def delta_version(
+    files: FileStore, uri: str, subject: str, version: int | None = None, *, stats: bool = False
+) -> DeltaVersion | None:
+    """A version of the table at a URI, by default the newest; None when there is no table.
+
+    What a checkpoint says of the values in each file, kilobytes of text, is read where `stats` are asked for.
+    """
     there = commits(files, uri)
     if not there:
         return None
@@ -94,7 +99,7 @@ def delta_version(files: FileStore, uri: str, subject: str, version: int | None 
     live: dict[tuple[str, str], Action] = {}
     metadata: Action = {}
     protocol: Action = {}
-    checkpointed = checkpoint_actions(files, uri, parts)
+    checkpointed = checkpoint_actions(files, uri, parts, stats=stats)
     committed = (a for number in needed for a in commit_actions(files, uri, number))
     for actions in (checkpointed, committed):
         for action in actions:
@@ -134,13 +139,13 @@ def whole_checkpoints(names: Iterable[str]) -> dict[int, list[tuple[str, ...]]]:
     return whole
 
 
-def checkpoint_actions(files: FileStore, uri: str, parts: Sequence[str]) -> Iterator[Action]:
+def checkpoint_actions(files: FileStore, uri: str, parts: Sequence[str], *, stats: bool = False) -> Iterator[Action]:
     """The actions of a checkpoint's files, and of the sidecars that they name."""
     for name in parts:
         content = files.read(joined(uri, LOG, name))
-        for action in _json_actions(content) if name.endswith(".json") else _parquet_actions(content):
+        for action in _json_actions(content) if name.endswith(".json") else _parquet_actions(content, stats):
             if sidecar := action.get("sidecar"):
-                yield from _parquet_actions(files.read(joined(uri, LOG, _sidecar_name(sidecar["path"]))))
+                yield from _parquet_actions(files.read(joined(uri, LOG, _sidecar_name(sidecar["path"]))), stats)
             else:
                 yield action
 
@@ -166,9 +171,13 @@ def _json_actions(content: bytes) -> Iterator[Action]:
     return (json.loads(line) for line in content.splitlines() if line.strip())
 
 
-def _parquet_actions(content: bytes) -> Iterator[Action]:
+def _parquet_actions(content: bytes, stats: bool) -> Iterator[Action]:
     reader = parquet.ParquetFile(pa.BufferReader(content))
     leaves = [reader.schema.column(i).path for i in range(len(reader.schema))]
-    there = [column for column in _COLUMNS if any(leaf == column or leaf.startswith(f"{column}.") for leaf in leaves)]
+    there = [
+        column
+        for column in (*_COLUMNS, *([_STATS] if stats else []))
+        if any(leaf == column or leaf.startswith(f"{column}.") for leaf in leaves)
+    ]
     for batch in reader.iter_batches(columns=there):
         yield from batch.to_pylist()

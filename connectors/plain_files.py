@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,10 +26,12 @@ from connectors.delta_addresses import Folder
 from connectors.delta_log import Action, commit_actions, delta_version
 from connectors.lakes import joined
 from connectors.offline_tables import WENT, DeltaOfflineTable, OfflineTable, ParquetOfflineTable, shown
+from feature_defs.errors import DataError
 from feature_defs.model import EVENT_TIME
 
 _READABLE = {"deletionVectors", "v2Checkpoint", "vacuumProtocolCheck"}  # what changes nothing of files that lack them
-_MOST_FILES = 1000  # of more, Spark looks for each before it begins
+_MOST_FILES = 1000  # Spark looks for each before it begins
+_PATTERN = re.compile(r"[{}\[\]*?\\]")  # what Spark takes for a pattern in a path
 _MOST_COMMITS = 200
 _RECENT = 8  # the newest of so many parts
 _MILLISECOND = 1000  # Delta's bounds are cut to it
@@ -117,7 +120,10 @@ def plain_files(table: OfflineTable, version: int) -> PlainFiles | None:
         return _of_manifest(table, manifest["files"], StructType.fromJson(manifest["schema"]))
     if not isinstance(table, DeltaOfflineTable) or not isinstance(table.at, Folder) or not _may_open(table.spark):
         return None
-    found = delta_version(table.at.files, table.uri, f"Table '{table.uri}'", version)
+    try:
+        found = delta_version(table.at.files, table.uri, f"Table '{table.uri}'", version, stats=True)
+    except (FileNotFoundError, DataError):  # a log that is being cleaned up, or is not all there
+        return None
     if found is None or not (0 < len(found.adds) <= _MOST_FILES) or not _is_plain(found.protocol, found.metadata):
         return None
     return _of_adds(table, found.adds, StructType.fromJson(json.loads(found.metadata["schemaString"])))
@@ -151,9 +157,10 @@ def _of_adds(table: DeltaOfflineTable, adds: Sequence[Action], schema: StructTyp
     files = []
     for add in adds:
         path = unquote(add["path"])
-        if add.get("deletionVector") or ":" in path.partition("/")[0]:
+        uri = joined(table.uri, path)
+        if add.get("deletionVector") or ":" in path.partition("/")[0] or _PATTERN.search(uri):
             return None
-        files.append(PlainFile(joined(table.uri, path), add["size"], *_bounds(add.get("stats"))))
+        files.append(PlainFile(uri, add["size"], *_bounds(add.get("stats"))))
     return PlainFiles(table.spark, schema, tuple(files))
 
 

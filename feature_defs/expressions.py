@@ -27,6 +27,10 @@ _OPERATORS = frozenset(
     rlike some then when where""".split()
 )
 _NO_COLUMNS = frozenset("collate current_date current_time current_timestamp false is localtimestamp null true".split())
+_NOT_OF_THE_ROW = frozenset(
+    """curdate current_date current_time current_timestamp localtimestamp now rand randn random unix_timestamp uniform
+    uuid""".split()
+)
 _PAIRS = frozenset(
     {("current", "row"), ("order", "by"), ("partition", "by"), ("unbounded", "following"), ("unbounded", "preceding")}
 )
@@ -73,6 +77,11 @@ def one_line(expression: str) -> str:
     """The expression as a reader would type it on one line: comments gone, white space as it was but single."""
     text = "".join(" " if match.lastgroup == "space" else match.group() for match in _TOKEN.finditer(expression))
     return text.strip()
+
+
+def may_change_by_itself(expression: str) -> bool:
+    """Whether it may say another thing tomorrow of the same row: it asks the clock, or draws."""
+    return any(word.kind == "name" and word.lower in _NOT_OF_THE_ROW for word in _words(expression))
 
 
 def columns(expression: str) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from connectors.registry import Snapshot
 from connectors.source_changes import Added, State, added_since
 from feature_defs import durations
 from feature_defs.errors import DataError, UsageError
+from feature_defs.expressions import may_change_by_itself
 from feature_defs.fitting import reads_other_rows
 from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED, Entity, FeatureGroup, Source
 from feature_defs.rules import Rule, Unique
@@ -328,7 +329,8 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
     late = before.pending or (told.oldest is not None and told.oldest <= before.newest_us)
     if edge is not None:
         late = told.oldest is not None and told.oldest <= edge
-    if edge is not None and (before.pending or before.short_us is not None):  # else nothing but the new files is left
+    waiting = before.pending or before.short_us is not None or may_change_by_itself(job.source.filter or "true")
+    if edge is not None and waiting:  # else nothing but the new files is left
         fresh = _good(job.rows()[0]).where(after(edge))
         passed, last = fresh.agg(F.max(F.when(time <= job.now, time)), F.max(time)).collect()[0]
         newest = newest if passed is None else max(newest, passed)

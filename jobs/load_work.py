@@ -92,7 +92,7 @@ class Loading:
 
     def work(self, receipt: Receipt | None, *, full: bool, keep: Keep) -> Work:
         if receipt is None:
-            latest, entities = self._latest(keep)
+            latest, entities = self._latest(keep, with_limits=False)
             return Work(FULL, FIRST_LOAD, without_limits(latest), entities)
         why = self._why_all(receipt, full=full)
         if not why:
@@ -105,12 +105,14 @@ class Loading:
     def _rows(self) -> _Rows:
         return _Rows(self.table, self.version, plain_files(self.table, self.version))
 
-    def _latest(self, keep: Keep) -> tuple[DataFrame, int]:
+    def _latest(self, keep: Keep, *, with_limits: bool) -> tuple[DataFrame, int]:
         rows = self._rows()
         if not rows.are_many:
             return latest_rows(rows.after(None), self.group, now_us=self.now_us), 0
         recent_us = rows.files.recent_after() if rows.files else None
-        return latest_of_all(rows.after, self.group, keep, now_us=self.now_us, recent_us=recent_us)
+        return latest_of_all(
+            rows.after, self.group, keep, now_us=self.now_us, recent_us=recent_us, one_each=with_limits
+        )
 
     def _why_all(self, receipt: Receipt, *, full: bool) -> str:
         if full:
@@ -165,6 +167,8 @@ class Loading:
         if not is_little:
             return self._of(found, rows, keep)
         entities = found.toArrow()
+        if not len(entities):
+            return Work(NOTHING, "", None)
         limits = entities[LIMIT]
         counts = {
             "entities": len(entities),
@@ -197,7 +201,7 @@ class Loading:
 
     def _all_since(self, receipt: Receipt, why: str, keep: Keep) -> Work:
         """Everything, with what the table held at the last load: entities that are no more, values that are no more."""
-        latest, entities = self._latest(keep)
+        latest, entities = self._latest(keep, with_limits=True)
         spark = latest.sparkSession
         if not self._is_same_table(receipt) or what_is_gone(spark, self.table, receipt.table_version):
             why += "; the rows of the last load are not there any more: what went since stays online until its ttl"

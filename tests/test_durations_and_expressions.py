@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from feature_defs import durations
 from feature_defs.durations import UNITS, DurationFault, microseconds
-from feature_defs.expressions import ExpressionFault, columns, normalised
+from feature_defs.expressions import ExpressionFault, columns, may_change_by_itself, normalised
 
 # --- durations ---
 
@@ -253,6 +253,21 @@ def test_the_columns_of_a_built_expression_are_those_it_was_built_from(built: tu
 )
 def test_layout_and_comments_are_no_change(one: str, other: str) -> None:
     assert normalised(one) == normalised(other)
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("at <= Current_Timestamp", True),
+        ("at <= now() - interval 1 day", True),
+        ("rand() < 0.1", True),
+        ("true", False),
+        ("a > 1 AND note <> 'now()' -- now()", False),
+        ("`now` > 1", False),
+    ],
+)
+def test_what_asks_the_clock_or_draws_may_change_by_itself(expression: str, expected: bool) -> None:
+    assert may_change_by_itself(expression) is expected
 
 
 @pytest.mark.parametrize(

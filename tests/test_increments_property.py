@@ -20,6 +20,7 @@ from pyspark.sql import functions as F
 
 from connectors.offline_tables import session_conf
 from feature_defs.model import Aggregate, Entity, Feature, FeatureGroup
+from jobs.transforms import tiles
 from jobs.transforms.features import changed_rows, feature_rows
 
 CASES, SEED, BATCHES = 120, 20261121, 3
@@ -107,7 +108,10 @@ def test_table_that_grew_run_by_run_is_the_table_of_one_full_run(
 
 
 @pytest.mark.parametrize("name", ["grid", "grid and whole lives"])
-def test_run_without_late_rows_makes_the_points_of_one_full_run(spark: SparkSession, tmp_path: Path, name: str) -> None:
+def test_run_without_late_rows_makes_the_points_of_one_full_run(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """By a table of cells, and where that would be too large."""
     group, rows = GROUPS[name], frame(spark)
     time = F.unix_micros("event_time")
     complete, until = UNTIL[0], UNTIL[-1]
@@ -115,9 +119,11 @@ def test_run_without_late_rows_makes_the_points_of_one_full_run(spark: SparkSess
     kept = written(kept, tmp_path / "kept")
     new = rows.where((time > complete) & (time <= until))
     span = {"complete_us": complete, "until_us": until, "oldest_us": complete + 1, "late": False}
-    added, _ = changed_rows(new, kept, group, ENTITY, **span)
-    whole = feature_rows(rows, group, ENTITY, until_us=until)
-    assert texts(kept.unionByName(added), group) == texts(whole, group)
+    whole = texts(feature_rows(rows, group, ENTITY, until_us=until), group)
+    for most in (300_000, 3):
+        monkeypatch.setattr(tiles, "_MOST_CELLS", most)
+        added, _ = changed_rows(new, kept, group, ENTITY, **span)
+        assert texts(kept.unionByName(added), group) == whole
 
 
 def test_next_point_runs_the_code_of_the_point_before(spark: SparkSession, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def test_latest_of_all_is_what_a_plain_loop_says(
 ) -> None:
     """With few numbers that a task may hold, too: then more is left to the choice among wide rows."""
     monkeypatch.setattr(latest, "_BROADCAST", broadcast)
+    monkeypatch.setattr(latest, "_BROADCAST_KEYS", broadcast)
     wanted = GroupJoin("spend", 1, ("id", "name"), ("bigint", "string"), (("amount", "amount"),), None, False)
     keep = kept_in(str(tmp_path))
     for ties, stragglers in ((False, False), (True, False), (True, True)):
@@ -62,8 +63,8 @@ def test_latest_of_all_is_what_a_plain_loop_says(
         def rows_after(time_us: int | None, table: DataFrame = table) -> DataFrame:
             return table if time_us is None else table.where(after(time_us))
 
-        for recent_us in (None, NOW - 12 * SECOND):
-            found, count = latest_of_all(rows_after, wanted, keep, now_us=NOW, recent_us=recent_us)
+        for recent_us, one_each in ((None, False), (NOW - 12 * SECOND, False), (NOW - 12 * SECOND, True)):
+            found, count = latest_of_all(rows_after, wanted, keep, now_us=NOW, recent_us=recent_us, one_each=one_each)
             got = found.selectExpr("id", "unix_micros(event_time)", "amount").collect()
             assert sorted(map(tuple, got)) == expected(rows), (ties, stragglers, recent_us)
             assert count == 120

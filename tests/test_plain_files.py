@@ -85,3 +85,10 @@ def test_delta_table_whose_files_do_not_tell_is_left_to_delta(spark: SparkSessio
     append(other, 0)
     spark.sql(f"ALTER TABLE delta.`{other.uri}` SET TBLPROPERTIES ('delta.columnMapping.mode' = 'name')")
     assert plain_files(other, 1) is None
+    pattern = open_table(spark, f"file://{tmp_path}/a[1]", "delta")
+    assert plain_files(pattern, append(pattern, 0)) is None
+    torn = open_table(spark, f"file://{tmp_path}/torn", "delta")
+    append(torn, 0)
+    newest = append(torn, 1)
+    (tmp_path / "torn" / "_delta_log" / f"{0:020d}.json").unlink()
+    assert plain_files(torn, newest) is None

@@ -28,6 +28,7 @@ from jobs.transforms.rows import after, all_quoted
 
 _HASH, _TIES = "_tidemark_hash", "_tidemark_ties"
 _BROADCAST = 4_000_000  # numbers that each task holds: some 100 MB
+_BROADCAST_KEYS = 300_000  # the same of keys that are text, or several
 FIRST, LIMIT = "_tidemark_first", "_tidemark_limit"  # microseconds
 
 RowsAfter = Callable[[int | None], DataFrame]
@@ -72,12 +73,13 @@ def latest_of_touched(
 
 
 def latest_of_all(
-    rows_after: RowsAfter, group: GroupJoin, keep: Keep, *, now_us: int, recent_us: int | None
+    rows_after: RowsAfter, group: GroupJoin, keep: Keep, *, now_us: int, recent_us: int | None, one_each: bool
 ) -> tuple[DataFrame, int]:
     """As `latest_rows`, the winners being found in keys and times alone; and how many there are at least.
 
     Choosing among all rows would sort the whole table. Wide rows are told by a hash of keys and time; one that meets
-    another's by chance is an older row, and loses, here or in the store.
+    another's by chance is an older row, and loses in the store; `one_each` has it lose here, since under a limit an
+    older value may win there.
 
     Entities that have a row after `recent_us` are found there, where nearly all are and most have one newest row, that
     is sent as it is. Of older rows those of other entities alone are looked at.
@@ -92,14 +94,15 @@ def latest_of_all(
     if counts["entities"] > _BROADCAST:
         return latest_rows(rows_after(None), group, now_us=now_us), counts["entities"]
     recent = _among(rows_after, kept, counts["oldest_us"], keys, now_us)
-    if counts["ties"]:
+    if counts["ties"] or one_each:
         recent = latest_rows(recent, group, now_us=now_us)
     recent = recent.select(*keys, EVENT_TIME, *all_quoted(group.features))
 
     def older_after(time_us: int | None) -> DataFrame:
         return rows_after(time_us).where(~after(recent_us))
 
-    older, count = _found(older_after, kept.select(*keys), group, keep, now_us)
+    known = kept.select(*keys)
+    older, count = _found(older_after, _broadcast(known, counts["entities"]), group, keep, now_us)
     return (recent.unionByName(older) if count else recent), counts["entities"] + count
 
 
@@ -110,11 +113,17 @@ def _found(
     keys, newest = list(group.keys), F.max(F.unix_micros(EVENT_TIME)).alias(EVENT_TIME)
     rows = rows_after(None).where(_not_after(now_us))
     if known is not None:
-        rows = rows.join(F.broadcast(known), keys, "left_anti").select(*all_quoted(rows.columns))
+        rows = rows.join(known, keys, "left_anti").select(*all_quoted(rows.columns))
     kept, counts = keep(rows.groupBy(*keys).agg(newest), _told())
     if 0 < counts["entities"] <= _BROADCAST:
         rows = _among(rows_after, kept, counts["oldest_us"], keys, now_us)
     return latest_rows(rows, group, now_us=now_us), counts["entities"]
+
+
+def _broadcast(keys: DataFrame, count: int) -> DataFrame:
+    """Each task holds them where they are few, or one number each; else rows are brought to them."""
+    is_number = len(keys.columns) == 1 and keys.schema[0].dataType.typeName() in ("integer", "long", "date")
+    return F.broadcast(keys) if is_number or count <= _BROADCAST_KEYS else keys
 
 
 def _told() -> list[Column]:

@@ -28,6 +28,7 @@ _START, _END, _STEP = "_tidemark_start", "_tidemark_end", "_tidemark_step"
 _POINT, _RING = "_tidemark_point", "_tidemark_ring"
 _FEW_POINTS = 5  # beyond, one sort for all of them is less work than an aggregate each
 _A_SET, _MOST_IN_SET = 11, 1_000
+_MOST_CELLS = 300_000  # that a window may have, as a table that each task holds
 _ORDER = f"struct({EVENT_TIME}, {CREATED_TIME})"
 _FLOATING = ("float", "double")
 
@@ -204,7 +205,12 @@ def advanced_rows(
     3 tiles of one cell are merged, then windows as ever
     """
     keys = list(plan.keys)
-    if plan.every and not late and 0 < (until_us - complete_us) // plan.every <= _FEW_POINTS:
+    if (
+        plan.every
+        and not late
+        and 0 < (until_us - complete_us) // plan.every <= _FEW_POINTS
+        and ((plan.farthest + until_us - complete_us) // plan.every <= _MOST_CELLS)
+    ):
         points = range(complete_us + plan.every, until_us + 1, plan.every)
         at_points = (_at_point(kept, added, plan, complete_us=complete_us, point_us=point) for point in points)
         return reduce(DataFrame.unionByName, at_points)
