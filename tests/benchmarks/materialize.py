@@ -127,7 +127,7 @@ def redis_cli() -> Path:
 
 def through_redis_py(rows: DataFrame, address: RedisAddress) -> None:
     url, names, field = address.url, [name for name, _ in FEATURES], FIELD
-    layout = struct.Struct("<q5d5q")  # as one writes it by hand: no widths, schema or nulls
+    layout = "<q5d5q"  # as one writes it by hand: no widths, schema or nulls
 
     def send(partition: Iterator[Row]) -> None:
         with redis.Redis.from_url(url) as client:
@@ -135,7 +135,7 @@ def through_redis_py(rows: DataFrame, address: RedisAddress) -> None:
             for count, row in enumerate(partition, 1):
                 time = int(row["event_time"].timestamp() * 1_000_000)
                 *numbers, text = (row[name] for name in names)
-                value = layout.pack(time, *numbers) + text.encode()
+                value = struct.pack(layout, time, *numbers) + text.encode()
                 pipeline.hset(f"tm:customer:{row['customer_id']}", field, value)
                 if count % 1000 == 0:
                     pipeline.execute()
