@@ -180,7 +180,7 @@ def measured(folder: Path, entities: int) -> dict[str, Any]:
     address = embedded_redis.start(folder / "redis")
     times: dict[str, list[float]] = {}
     memory = 0.0
-    with redis.Redis.from_url(address.url) as server:
+    with redis.Redis.from_url(address.url, socket_timeout=120) as server:
         server.config_set("save", "")  # a copy on disk in the middle would be measured too
 
         def one(name: str, way: Callable[[], object], *, empty: bool = True, same: bool = True) -> None:
@@ -263,7 +263,7 @@ def job_seconds(folder: Path, entities: int) -> dict[str, list[float]]:
     register(place, customer, source, *groups)
     compute(place, now=time_of(NOW_US))
     address = embedded_redis.start(folder / "job" / "redis")
-    with redis.Redis.from_url(address.url) as server:
+    with redis.Redis.from_url(address.url, socket_timeout=120) as server:
         server.config_set("save", "")
         for number in range(ROUNDS + 1):
             for one in groups:
