@@ -26,6 +26,7 @@ from connectors.delta_addresses import Folder
 from connectors.delta_log import Action, commit_actions, delta_version
 from connectors.lakes import joined
 from connectors.offline_tables import WENT, DeltaOfflineTable, OfflineTable, ParquetOfflineTable, shown
+from connectors.table_stats import may_hold, micros
 from feature_defs.errors import DataError
 from feature_defs.model import EVENT_TIME
 
@@ -45,6 +46,9 @@ class PlainFile:
     bytes: int
     oldest_us: int | None = None
     newest_us: int | None = None
+
+    def may_hold(self, after_us: int, until_us: int | None = None) -> bool:
+        return may_hold(self.oldest_us, self.newest_us, after_us=after_us, until_us=until_us)
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,11 @@ class PlainFiles:
 
     def after(self, time_us: int) -> PlainFiles:
         """Those that may hold rows later than a time."""
-        return self._of(file for file in self.files if file.newest_us is None or file.newest_us > time_us)
+        return self._of(file for file in self.files if file.may_hold(time_us))
 
     def between(self, after_us: int, until_us: int) -> PlainFiles:
         """Those that may hold rows of (after, until]."""
-        if until_us <= after_us:
-            return self._of(())
-        near = self.after(after_us).files
-        return self._of(file for file in near if file.oldest_us is None or file.oldest_us <= until_us)
+        return self._of(file for file in self.files if after_us < until_us and file.may_hold(after_us, until_us))
 
     def without(self, others: PlainFiles) -> PlainFiles:
         known = {file.uri for file in others.files}
@@ -210,6 +211,4 @@ def _micros(text: str | None) -> int | None:
         time = datetime.datetime.fromisoformat((text or "").replace("Z", "+00:00"))
     except ValueError:
         return None
-    if time.tzinfo is None:
-        return None
-    return (time - datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)) // datetime.timedelta(microseconds=1)
+    return None if time.tzinfo is None else micros(time)

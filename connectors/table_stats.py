@@ -39,9 +39,14 @@ class FileStats:
 
     def may_hold(self, after_us: int | None, until_us: int | None) -> bool:
         """Whether a row of (after, until] may be in it."""
-        if self.oldest_us is None or self.newest_us is None:
-            return True
-        return (until_us is None or self.oldest_us <= until_us) and (after_us is None or self.newest_us > after_us)
+        return may_hold(self.oldest_us, self.newest_us, after_us=after_us, until_us=until_us)
+
+
+def may_hold(oldest_us: int | None, newest_us: int | None, *, after_us: int | None, until_us: int | None) -> bool:
+    """Whether a file of these bounds may have a row of (after, until]."""
+    if oldest_us is None or newest_us is None:
+        return True
+    return (until_us is None or oldest_us <= until_us) and (after_us is None or newest_us > after_us)
 
 
 def table_bytes(table: OfflineTable, version: int) -> int:
@@ -112,10 +117,10 @@ def _bounds(group: Any, time: str) -> tuple[int, int] | None:
             told = column.statistics
             if told is None or not told.has_min_max:
                 return None
-            return _micros(told.min), _micros(told.max)
+            return micros(told.min), micros(told.max)
     return None
 
 
-def _micros(value: Any) -> int:
+def micros(value: Any) -> int:
     """A bound as microseconds UTC: a naive time is UTC, a date its midnight."""
     return int(pa.scalar(value).cast(pa.timestamp("us")).value)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow.compute as pc
@@ -102,11 +103,12 @@ class Loading:
             why = f"the changes since version {receipt.table_version} are gone"
         return self._all_since(receipt, why, keep)
 
+    @cached_property
     def _rows(self) -> _Rows:
         return _Rows(self.table, self.version, plain_files(self.table, self.version))
 
     def _latest(self, keep: Keep, *, with_limits: bool) -> tuple[DataFrame, int]:
-        rows = self._rows()
+        rows = self._rows
         if not rows.are_many:
             return latest_rows(rows.after(None), self.group, now_us=self.now_us), 0
         recent_us = rows.files.recent_after() if rows.files else None
@@ -125,7 +127,7 @@ class Loading:
         """The entities whose latest row may have changed; None when the table does not tell which."""
         if not self._is_same_table(receipt):
             return None
-        rows = self._rows()
+        rows = self._rows
         try:
             with any_version(self.table.spark):
                 changed = self._changed_files(receipt, rows.files) if rows.files else None

@@ -209,7 +209,7 @@ def advanced_rows(
         plan.every
         and not late
         and 0 < (until_us - complete_us) // plan.every <= _FEW_POINTS
-        and ((plan.farthest + until_us - complete_us) // plan.every <= _MOST_CELLS)
+        and (plan.farthest + until_us - complete_us) // plan.every <= _MOST_CELLS
     ):
         points = range(complete_us + plan.every, until_us + 1, plan.every)
         at_points = (_at_point(kept, added, plan, complete_us=complete_us, point_us=point) for point in points)
@@ -350,17 +350,18 @@ def _at_point(kept: DataFrame, new: DataFrame, plan: TilePlan, *, complete_us: i
     tiles = old.unionByName(new.join(cells, _CELL).selectExpr(*columns, _POINT, _RING, *_lives(plan)))
 
     def inside(column: str, window: int | None) -> str:
-        return f"`{column}`" if window is None else f"if({_RING} <= {spans.index(window)}, `{column}`, null)"
+        read = f"`{_read(column, window)}`"
+        return read if window is None else f"if({_RING} <= {spans.index(window)}, {read}, null)"
 
     frames = [
-        f"{measure.merged(inside(_read(column, window), window), state)} AS {_merged(number, state)}"
+        f"{measure.merged(inside(column, window), state)} AS {_merged(number, state)}"
         for number, (measure, window) in enumerate(plan.pairs)
         for state, column in measure.columns.items()
     ]
     own = [f"any_value({inside(name, plan.every)}, true) AS `{name}`" for name in plan.tile_columns]
     clocks = [
         f"timestamp_micros(max({_POINT})) AS {EVENT_TIME}",
-        f"max({inside(_read(_CREATED, plan.longest), plan.longest)}) AS {CREATED_TIME}",
+        f"max({inside(_CREATED, plan.longest)}) AS {CREATED_TIME}",
     ]
     return _valued(tiles.groupBy(*all_quoted(plan.keys)).agg(*map(F.expr, [*clocks, *own, *frames])), plan)
 
