@@ -1,0 +1,128 @@
+"""Rows of Parquet files for a task that works on columns: pyarrow reads them where they lie, without Spark's rows.
+
+files of one table -> row groups, of which statistics tell what they may hold -> the columns asked for, as declared
+
+Spark reads files into rows of its own and hands Python a copy: several times the work of the reading. Only files that
+every task finds at the same path (`file:`) are read so. What cannot be read is told in Spark's words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+from pyspark.sql.types import StructType
+
+from connectors.dataset_files import arrow_schema
+from connectors.file_store import local_path
+from feature_defs.errors import DataError
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Files of one table and its columns. Plain data: a task gets it as it is."""
+
+    paths: tuple[str, ...]
+    schema: pa.Schema
+
+    def row_groups(self) -> Iterator[RowGroup]:
+        """All row groups in order, each with the number of its first row among all rows."""
+        start = 0
+        for path in self.paths:
+            with _opened(path) as file:
+                for number in range(file.metadata.num_row_groups):
+                    group = RowGroup(file, path, number, start, self.schema)
+                    yield group
+                    start += group.rows
+
+    def counts(self) -> tuple[int, ...]:
+        """The rows of each file, by its footer."""
+        found = []
+        for path in self.paths:
+            with _opened(path) as file:
+                found.append(file.metadata.num_rows)
+        return tuple(found)
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        parts = [group.read(columns) for group in self.row_groups()]
+        return pa.concat_tables(parts) if parts else self.columns(columns).empty_table()
+
+    def columns(self, columns: Sequence[str]) -> pa.Schema:
+        return pa.schema([self.schema.field(name) for name in columns])
+
+    def file(self, number: int) -> FileRows:
+        return replace(self, paths=(self.paths[number],))
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A part of a file, while that is open."""
+
+    file: parquet.ParquetFile
+    path: str
+    number: int
+    start: int
+    schema: pa.Schema
+
+    @property
+    def rows(self) -> int:
+        return int(self.file.metadata.row_group(self.number).num_rows)
+
+    def bounds(self, name: str) -> tuple[Any, Any] | None:
+        """The least and the greatest value of a column; None where the file does not tell."""
+        group = self.file.metadata.row_group(self.number)
+        for n in range(group.num_columns):
+            column = group.column(n)
+            if column.path_in_schema == name:
+                told = column.statistics
+                return (told.min, told.max) if told is not None and told.has_min_max else None
+        return None
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Columns as the table declares them; one that the file does not have yet is null."""
+        there = [name for name in columns if name in self.file.schema_arrow.names]
+        with _told(self.path):
+            found = self.file.read_row_group(self.number, columns=there, use_threads=False)
+        arrays = []
+        for name in columns:
+            kind = self.schema.field(name).type
+            if name not in there:
+                arrays.append(pa.nulls(self.rows, kind))
+            else:
+                column = found.column(name)
+                arrays.append(column if column.type == kind else column.cast(kind))
+        return pa.table(arrays, schema=pa.schema([self.schema.field(name) for name in columns]))
+
+
+def file_rows(uris: Sequence[str], schema: StructType) -> FileRows | None:
+    """The rows of these files; None when a task could not read them, or not as Spark does."""
+    if not all(uri.startswith("file:") for uri in uris):
+        return None
+    try:
+        columns = arrow_schema("", {field.name: field.dataType.simpleString() for field in schema.fields})
+    except DataError:  # a type that only Spark reads
+        return None
+    return FileRows(tuple(str(local_path(uri)) for uri in uris), columns)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[parquet.ParquetFile]:
+    with _told(path):
+        # where a session refuses other times, Spark writes INT96, which Arrow would take for nanoseconds
+        file = parquet.ParquetFile(path, memory_map=True, coerce_int96_timestamp_unit="us")
+    with file:
+        yield file
+
+
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise OSError(f"[FAILED_READ_FILE.FILE_NOT_EXIST] {path} SQLSTATE: KD001") from error
+    except (pa.ArrowException, OSError) as error:
+        raise OSError(f"[FAILED_READ_FILE.NO_HINT] {path}: {error} SQLSTATE: KD001") from error
