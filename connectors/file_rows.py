@@ -47,8 +47,13 @@ class FileRows:
                 found.append(file.metadata.num_rows)
         return tuple(found)
 
-    def read(self, columns: Sequence[str]) -> pa.Table:
-        parts = [group.read(columns) for group in self.row_groups()]
+    def read(self, columns: Sequence[str], start: int = 0, stop: int | None = None) -> pa.Table:
+        """The rows from a number up to another, by default all."""
+        parts = []
+        for group in self.row_groups():
+            low, high = max(start, group.start), min(group.start + group.rows, stop or group.start + group.rows)
+            if low < high:
+                parts.append(group.read(columns).slice(low - group.start, high - low))
         return pa.concat_tables(parts) if parts else self.columns(columns).empty_table()
 
     def columns(self, columns: Sequence[str]) -> pa.Schema:

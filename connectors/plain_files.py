@@ -47,7 +47,7 @@ class PlainFile:
     oldest_us: int | None = None
     newest_us: int | None = None
 
-    def may_hold(self, after_us: int, until_us: int | None = None) -> bool:
+    def may_hold(self, after_us: int | None, until_us: int | None = None) -> bool:
         return may_hold(self.oldest_us, self.newest_us, after_us=after_us, until_us=until_us)
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from connectors.file_store import data_files, open_file_store
 from connectors.offline_tables import in_catalog
+from connectors.plain_files import plain_files
 from connectors.table_stats import FileStats, delta_files, files_stats, table_stats
 from feature_defs.errors import UsageError
 from feature_defs.join_plan import TimeRules, plan_join
 from feature_defs.model import EVENT_TIME
-from jobs.joining import span_of, way_of, why_of
+from jobs.joining import near_files, span_of, way_of, why_of
 from jobs.place import Place, find_service, time_of
 from jobs.report import counted, table
 from jobs.spines import format_of
@@ -91,12 +92,14 @@ def explain(
         every = table_stats(offline, version)
         queried += [group.group] if in_catalog(offline) else []
         read = [file for file in every if file.may_hold(*span_of(group, oldest, newest))]
+        in_reach = near_files(group, plain_files(offline, version), oldest, newest) is not None
+        way = way_of(group, rows, sum(file.rows for file in read) if in_reach else None)
         groups.append(
             GroupPlan(
                 group=group.group,
                 table_version=version,
-                way=way_of(group, rows),
-                why=why_of(group, rows),
+                way=way,
+                why=why_of(group, rows, way),
                 files=len(read),
                 all_files=len(every),
                 bytes=sum(file.bytes for file in read),

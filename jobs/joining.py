@@ -1,6 +1,7 @@
 """How a spine meets the offline tables: which way, by the spine's size, and what is kept on the way.
 
 spine, its rows numbered        kept once: a spine that is not the same twice must not be read twice
+  files that a task can hold    direct: a task searches a group's files, answers are kept and put beside the spine
   few rows, or skip_nulls       as_of: points and rows in one line, of the spine's entities only
   many rows                     locate: the answers are found in slim columns and kept, then fetched
 rows of a table                 within [oldest spine time - ttl, newest spine time]; files outside are not opened
@@ -13,33 +14,45 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import unquote
 
 from pyspark.sql import Column, DataFrame, Observation
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
 
-from connectors.file_store import open_file_store
+from connectors.file_rows import FileRows, file_rows
+from connectors.file_store import local_path, open_file_store
 from connectors.lakes import joined
 from connectors.offline_tables import writing
+from connectors.plain_files import PlainFiles
 from feature_defs.join_plan import GroupJoin, JoinPlan
-from feature_defs.model import EVENT_TIME
+from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED
 from jobs.transforms.as_of import LEAK, training_rows
+from jobs.transforms.direct import GroupFiles, searched
 from jobs.transforms.locate import Keep, Leaks, fetched, located, numbered
+from jobs.transforms.pieces import Pieces
 from jobs.transforms.rows import after, all_quoted, utc
 
-IN_LINE, LOCATE = "in line", "locate"
+IN_LINE, LOCATE, DIRECT = "in line", "locate", "direct"
 FEW = 100_000  # spine rows; below, steps of their own cost more than they save
+MOST_DIRECT = 10_000_000  # rows of a group's files, or of the spine, that one task holds: some 150 bytes each
 ANY = 1 << 62
+_MOST_FILES = 1000  # of a group: the footer of each is read
 
 
 @dataclass(frozen=True)
 class Joined:
-    """The spine's columns and the outputs, then leak flags of some; `leaks` tells of the others."""
+    """The spine's columns and the outputs, then leak flags of some; `leaks` tells of the others.
+
+    `pieces` are the same rows where all groups went directly.
+    """
 
     rows: DataFrame
     flags: tuple[str, ...]
     leaks: tuple[Leaks, ...]
     spine_rows: int
     ways: Mapping[str, str]
+    pieces: Pieces | None = None
 
 
 @contextmanager
@@ -68,45 +81,106 @@ def not_kept(rows: DataFrame, metrics: Sequence[Column]) -> tuple[DataFrame, Map
     return rows, rows.agg(*metrics).collect()[0].asDict()
 
 
+@dataclass(frozen=True)
+class OwnFiles:
+    """The files of the plan's tables, where a task can read them, and a folder for what is found in them."""
+
+    tables: Mapping[str, PlainFiles | None]
+    folder: str
+
+
 def join_spine(
-    spine: DataFrame, tables: Mapping[str, DataFrame], plan: JoinPlan, *, keep: Keep, few: int | None = None
+    spine: DataFrame,
+    tables: Mapping[str, DataFrame],
+    plan: JoinPlan,
+    *,
+    keep: Keep,
+    few: int | None = None,
+    own: OwnFiles | None = None,
 ) -> Joined:
-    """Every spine row once, with the features as they were at its time; of at most `few` rows in line."""
+    """Every spine row once, with the features as they were at its time; of at most `few` rows in line.
+
+    With `own` files `keep` keeps the spine in files, too.
+    """
     few = FEW if few is None else few
     time = F.unix_micros(utc(F.col(EVENT_TIME), spine.schema[EVENT_TIME].dataType))
     told = [F.count(F.lit(1)).alias("rows"), F.min(time).alias("oldest"), F.max(time).alias("newest")]
     base, counts = keep(numbered(spine), told)
     span = {group.group: _within(group, counts["oldest"], counts["newest"]) for group in plan.groups}
-    ways = {group.group: way_of(group, counts["rows"], few) for group in plan.groups}
-    in_line = [group for group in plan.groups if ways[group.group] == IN_LINE]
-    to_locate = [group for group in plan.groups if group not in in_line]
-    rows = base
+    pieces, leaks = _directly(base, plan, own, counts) if own and counts["newest"] is not None else (None, [])
+    rows = pieces.rows() if pieces else base
+    ways = {part.group.group: DIRECT for part in pieces.parts} if pieces else {}
+    others = [group for group in plan.groups if group.group not in ways]
+    ways |= {group.group: way_of(group, counts["rows"], few=few) for group in others}
+    in_line = [group for group in others if ways[group.group] == IN_LINE]
+    to_locate = [group for group in others if ways[group.group] == LOCATE]
     if in_line:
         near = [tables[group.group].where(span[group.group]) for group in in_line]
         if counts["rows"] <= FEW:
             near = [_of_entities(table, base, group) for table, group in zip(near, in_line, strict=True)]
-        rows = training_rows(base, near, replace(plan, groups=tuple(in_line)))
+        rows = training_rows(rows, near, replace(plan, groups=tuple(in_line)), points_of=base)
     found = located(base, tables, replace(plan, groups=tuple(to_locate)), keep=keep, span=span) if to_locate else []
-    rows, told_leaks = fetched(rows, tables, found)
+    rows, of_located = fetched(rows, tables, found)
     flags = tuple(LEAK + output for group in in_line for _, output in group.columns)
     return Joined(
         rows=rows.select(*all_quoted(spine.columns), *plan.outputs, *flags),
         flags=flags,
-        leaks=told_leaks,
+        leaks=(*leaks, *of_located),
         spine_rows=counts["rows"],
-        ways=ways,
+        ways={group.group: ways[group.group] for group in plan.groups},
+        pieces=None if others else pieces,
     )
 
 
-def way_of(group: GroupJoin, spine_rows: int, few: int = FEW) -> str:
+def way_of(group: GroupJoin, spine_rows: int, near_rows: int | None = None, *, few: int = FEW) -> str:
+    """`near_rows` are those of the table's files that may answer; None where no task can read these."""
+    if near_rows is not None and max(spine_rows, near_rows) <= MOST_DIRECT and not (group.skip_nulls or group.maps):
+        return DIRECT
     return IN_LINE if spine_rows <= few or group.skip_nulls else LOCATE
 
 
-def why_of(group: GroupJoin, spine_rows: int) -> str:
+def why_of(group: GroupJoin, spine_rows: int, way: str) -> str:
     """The reason for `way_of`, as people read it."""
+    if way == DIRECT:
+        return f"files that a task can read, of up to {MOST_DIRECT:,} rows"
     if group.skip_nulls:
         return "skip_nulls"
     return f"{'up to' if spine_rows <= FEW else 'over'} {FEW:,} spine rows"
+
+
+def near_files(group: GroupJoin, files: PlainFiles | None, oldest: int | None, newest: int | None) -> FileRows | None:
+    """What a task reads of a group's files for spine rows of these times; None where it cannot."""
+    if files is None:
+        return None
+    names = {*group.keys, EVENT_TIME, CREATED_TIME, REJECTED, *group.features}
+    schema = StructType([field for field in files.schema.fields if field.name in names])
+    near = [file.uri for file in files.files if file.may_hold(*span_of(group, oldest, newest))]
+    return file_rows(near, schema) if len(near) <= _MOST_FILES else None
+
+
+def _directly(
+    base: DataFrame, plan: JoinPlan, own: OwnFiles, counts: Mapping[str, Any]
+) -> tuple[Pieces | None, list[Leaks]]:
+    """The groups that go so beside the spine, and what there is to tell of their leaks."""
+    spine = file_rows([unquote(uri) for uri in base.inputFiles()], base.schema)
+    oldest, newest = counts["oldest"], counts["newest"]
+    parts = []
+    for group in plan.groups if spine else ():
+        files = own.tables[group.group]
+        near = near_files(group, files, oldest, newest)
+        if near and way_of(group, counts["rows"], sum(near.counts())) == DIRECT:
+            assert files is not None
+            parts.append(GroupFiles(group, near, span_of(group, oldest, newest)[0], newest, files.schema))
+    if not parts:
+        return None, []
+    assert spine is not None
+    folder = str(local_path(joined(own.folder, "direct")))
+    told = searched(base.sparkSession, spine, parts, plan.rules, folder)
+    sure = [(part, one) for part, one in zip(parts, told, strict=True) if not one.twins]
+    if not sure:
+        return None, []
+    leaks = [Leaks(tuple(output for _, output in part.group.columns), counted=one.leaks) for part, one in sure]
+    return Pieces(base, spine, tuple(part for part, _ in sure), folder), leaks
 
 
 def span_of(group: GroupJoin, oldest: int | None, newest: int | None) -> tuple[int | None, int | None]:

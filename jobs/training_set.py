@@ -14,20 +14,22 @@ import datetime
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING
 
+from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
-from connectors.file_store import FileStore, check_writable, open_file_store
+from connectors.file_store import FileStore, check_writable, local_path, open_file_store
 from connectors.lakes import joined
 from connectors.manifests import Column, Manifest, counted_uri, to_plain, written
-from connectors.offline_tables import ROWS_A_FILE, delta_table, writing
+from connectors.offline_tables import ROWS_A_FILE, OfflineTable, delta_table, writing
 from connectors.pins import DATASET_MANIFEST, Pin, write_pin
+from connectors.plain_files import PlainFiles, plain_files
 from connectors.registry import Snapshot
 from connectors.spark_errors import data_errors
 from feature_defs.errors import DataError, LakeError, UsageError
@@ -37,12 +39,13 @@ from feature_defs.model import EVENT_TIME, Service
 from feature_defs.splits import SPLIT, parse_splits
 from jobs.arguments import named_columns
 from jobs.datasets import CSV_WRITTEN, DATASET_FORMATS, check_columns_of, types_of
-from jobs.joining import Joined, join_spine, keeping
+from jobs.joining import Joined, OwnFiles, join_spine, keeping
 from jobs.place import Place, find_service, new_run
 from jobs.recorded import keys_of, options_of, recorded_service, recorded_table, refuse_difference
 from jobs.report import counted, step
 from jobs.spines import SPINE_FORMATS, Spine, SpineWords, check_spine, open_spine
 from jobs.transforms.as_of import LEAK
+from jobs.transforms.pieces import Layout
 from jobs.transforms.row_hash import hash_sums, row_hash_of, with_hash
 from jobs.transforms.rows import all_quoted
 
@@ -157,7 +160,7 @@ def training_set(
     write_pin(place.lakes, place.settings.beside, pin)
     work = place.lakes.uri(pin.work)
     with step(f"training-set {found.name}"), data_errors(f"Service '{found.name}'"), keeping(work) as keep:
-        met = join_spine(given.rows, planned.tables, plan, keep=keep)
+        met = join_spine(given.rows, planned.tables, plan, keep=keep, own=OwnFiles(planned.files, work))
         counts, manifest = _write(target, met, given, plan, manifest, exactly)
     assert manifest.hash is not None
     return TrainingSetReport(
@@ -174,28 +177,50 @@ def training_set(
         hash=manifest.hash.sum,
         replay_of=manifest.replay_of,
         seconds=round(time.monotonic() - started, 3),
-        splits={part.name: counts[f"part_{i}"] for i, part in enumerate(parts)},
+        splits={part.name: counts.get(f"part_{part.name}", 0) for part in parts},
         gap_rows=given.gap_rows,
         outside_rows=given.outside_rows,
         ways=dict(met.ways),
     )
 
 
+class Tables(Mapping[str, DataFrame]):
+    """The rows of tables at their versions, for Spark. Read when they are asked for: a group whose files a task reads
+    itself needs none of Spark's look at them."""
+
+    def __init__(self, tables: Mapping[str, tuple[OfflineTable, int]]) -> None:
+        self._tables, self._read = tables, dict[str, DataFrame]()
+
+    def __getitem__(self, group: str) -> DataFrame:
+        if group not in self._read:
+            table, version = self._tables[group]
+            self._read[group] = table.read(version)
+        return self._read[group]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tables)
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+
 @dataclass(frozen=True)
 class Planned:
-    """What is joined: a plan, the tables' rows and their versions. No job has run."""
+    """What is joined: a plan, the tables' rows, their files and their versions. No job has run."""
 
     plan: JoinPlan
-    tables: dict[str, DataFrame]
+    tables: Tables
+    files: dict[str, PlainFiles | None]
     versions: dict[str, int]
 
     def shape(self, given: Spine) -> DataFrame:
         """The columns of the dataset, without a value."""
-        rows = given.rows
+        added: dict[str, SparkColumn] = {}
         for group in self.plan.groups:
-            schema = self.tables[group.group].schema
-            rows = rows.withColumns({out: F.lit(None).cast(schema[name].dataType) for name, out in group.columns})
-        return given.restored(rows, self.plan.outputs)
+            files = self.files[group.group]
+            schema = files.schema if files else self.tables[group.group].schema
+            added |= {out: F.lit(None).cast(schema[name].dataType) for name, out in group.columns}
+        return given.restored(given.rows.withColumns(added), self.plan.outputs)
 
 
 def plan_dataset(
@@ -212,15 +237,15 @@ def plan_dataset(
     definitions = snapshot.definitions
     plan = plan_join(service, definitions, spine_columns=spine.columns, prefix=prefix, rules=rules)
     check_spine(spine, plan)
-    tables, read = {}, {}
+    found, files = {}, {}
     for group in plan.groups:
         definition = definitions.groups[group.group]
         if versions is None:
             table, version = place.computed(snapshot, definition)
         else:
             table, version = recorded_table(place, snapshot, definition, versions)
-        tables[group.group], read[group.group] = table.read(version), version
-    return Planned(plan, tables, read)
+        found[group.group], files[group.group] = (table, version), plain_files(table, version)
+    return Planned(plan, Tables(found), files, {group: version for group, (_, version) in found.items()})
 
 
 def _columns_of(rows: DataFrame, plan: JoinPlan) -> tuple[Column, ...]:
@@ -232,28 +257,22 @@ def _write(
     target: _Target, met: Joined, given: Spine, plan: JoinPlan, manifest: Manifest, exactly: Manifest | None
 ) -> tuple[dict[str, int], Manifest]:
     """Counts of the dataset, from the pass that writes it, and the manifest with its hashes."""
-    outputs, counts = plan.outputs, {}
-    keys = {key for group in plan.groups for key in group.keys}
-    any_key_null = reduce(or_, (F.col(key).isNull() for key in sorted(keys)))
-    observed = Observation()
-    rows = met.rows.withColumns({_KEY_NULL: any_key_null, _TIME_NULL: F.col(EVENT_TIME).isNull()})
-    rows = given.restored(rows, [*outputs, *met.flags, _KEY_NULL, _TIME_NULL])
+    counts: dict[str, int] = {}
     columns = [column.name for column in manifest.columns]
-    rows = with_hash(with_hash(rows, manifest.spine_columns, _SPINE_HASH), columns, _ROW_HASH)
-    rows = rows.observe(
-        observed,
-        F.count(F.lit(1)).alias("rows"),
-        F.count(F.when(F.col(_TIME_NULL), 1)).alias("null_time"),
-        F.count(F.when(F.col(_KEY_NULL), 1)).alias("null_key"),
-        *(F.expr(f"count({quoted(output)}) AS value_{i}") for i, output in enumerate(outputs)),
-        *(F.expr(f"count_if({flag}) AS {flag}") for flag in map(quoted, met.flags)),
-        *(F.count(F.when(F.col(SPLIT) == part.name, 1)).alias(f"part_{i}") for i, part in enumerate(given.parts)),
-        *hash_sums(F.col(_SPINE_HASH), "spine"),
-        *hash_sums(F.col(_ROW_HASH), "row"),
+    keys = tuple(sorted({key for group in plan.groups for key in group.keys}))
+    layout = Layout(
+        columns=(
+            *given.own,
+            *((output, output) for output in plan.outputs),
+            *([(SPLIT, SPLIT)] if given.parts else []),
+        ),
+        spine=len(manifest.spine_columns),
+        keys=keys,
+        outputs=plan.outputs,
+        has_parts=bool(given.parts),
     )
 
     def finished() -> Manifest:
-        counts.update(observed.get)
         if counts["rows"] != met.spine_rows:
             problem = f"{met.spine_rows:,} spine rows became {counts['rows']:,}"
             raise DataError("Spine", problem, hint="a fault of the join, not of the spine: please report it")
@@ -264,8 +283,34 @@ def _write(
             refuse_difference(exactly, found)
         return found
 
-    whole = target.write(rows.select(*all_quoted(columns)), manifest, finished)
-    return counts, whole
+    if met.pieces and target.format == "parquet" and met.pieces.may_write(layout):
+        pieces = met.pieces
+        return counts, target.put(
+            lambda draft: counts.update(pieces.write(layout, str(local_path(draft)))), manifest, finished
+        )
+
+    observed = Observation()
+    any_key_null = reduce(or_, (F.col(key).isNull() for key in keys))
+    rows = met.rows.withColumns({_KEY_NULL: any_key_null, _TIME_NULL: F.col(EVENT_TIME).isNull()})
+    rows = given.restored(rows, [*plan.outputs, *met.flags, _KEY_NULL, _TIME_NULL])
+    rows = with_hash(with_hash(rows, manifest.spine_columns, _SPINE_HASH), columns, _ROW_HASH)
+    rows = rows.observe(
+        observed,
+        F.count(F.lit(1)).alias("rows"),
+        F.count(F.when(F.col(_TIME_NULL), 1)).alias("null_time"),
+        F.count(F.when(F.col(_KEY_NULL), 1)).alias("null_key"),
+        *(F.expr(f"count({quoted(output)}) AS value_{i}") for i, output in enumerate(plan.outputs)),
+        *(F.expr(f"count_if({flag}) AS {flag}") for flag in map(quoted, met.flags)),
+        *(F.count(F.when(F.col(SPLIT) == part.name, 1)).alias(f"part_{part.name}") for part in given.parts),
+        *hash_sums(F.col(_SPINE_HASH), "spine"),
+        *hash_sums(F.col(_ROW_HASH), "row"),
+    )
+
+    def known() -> Manifest:
+        counts.update(observed.get)
+        return finished()
+
+    return counts, target.write(rows.select(*all_quoted(columns)), manifest, known)
 
 
 class _Target:
@@ -309,18 +354,36 @@ class _Target:
             manifest = finished()
             self.files.create(counted_uri(self.uri, begun.run), written(manifest))
             return manifest
-        parent, _, name = self.uri.rpartition("/")
-        draft, old = joined(parent, f"._{name}.{begun.run}"), joined(parent, f"._{name}.old.{begun.run}")
         writer = rows.write.option("maxRecordsPerFile", ROWS_A_FILE).partitionBy(*parts)
         if self.format == "csv":
             writer = writer.options(**CSV_WRITTEN)
-        try:
+
+        def put(draft: str) -> None:
             with writing(self.spark):
                 writer.format("csv" if self.format == "csv" else "parquet").save(draft)
+
+        def committed(draft: str, manifest: Manifest) -> None:
+            kept = self.spark.read.schema(rows.schema).parquet(draft)
+            self.delta.replace(kept.select(*all_quoted(rows.columns)), to_plain(manifest), partition_by=parts)
+
+        # a commit cannot be taken back, so it waits until the rows are known
+        return self.put(put, begun, finished, committed if self.format == "delta" else None)
+
+    def put(
+        self,
+        put: Callable[[str], None],
+        begun: Manifest,
+        finished: Callable[[], Manifest],
+        commit: Callable[[str, Manifest], None] | None = None,
+    ) -> Manifest:
+        """`put` writes a draft, which then takes the place of what is there, or is committed."""
+        parent, _, name = self.uri.rpartition("/")
+        draft, old = joined(parent, f"._{name}.{begun.run}"), joined(parent, f"._{name}.old.{begun.run}")
+        try:
+            put(draft)
             manifest = finished()
-            if self.format == "delta":  # a commit cannot be taken back, so it waits until the rows are known
-                kept = self.spark.read.schema(rows.schema).parquet(draft)
-                self.delta.replace(kept.select(*all_quoted(rows.columns)), to_plain(manifest), partition_by=parts)
+            if commit:
+                commit(draft, manifest)
                 return manifest
             self.files.create(joined(draft, MANIFEST), written(manifest))
             self._swap(draft, old)

@@ -16,13 +16,16 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from connectors.plain_files import PlainFile, PlainFiles
 from feature_defs import Entity, Feature, FeatureGroup
 from feature_defs.join_plan import GroupJoin, JoinPlan, TimeRules
-from jobs.joining import join_spine, kept_in
+from jobs.joining import OwnFiles, join_spine, kept_in
 from jobs.transforms.as_of import LEAK, latest_rows, training_rows
+from jobs.transforms.direct import _same
 from jobs.transforms.features import feature_rows
 from tests import oracle
 
@@ -62,21 +65,25 @@ def _case(draw: random.Random) -> Case:
     return Case(rows, spine + draw.sample(spine, k=draw.randint(0, 1)))
 
 
-def spine_frame(spark: SparkSession):
-    places = [(number, place, *point) for number, case in enumerate(cases()) for place, point in enumerate(case.spine)]
+def spine_frame(spark: SparkSession, of: list[Case] | None = None) -> DataFrame:
+    places = [
+        (number, place, *point) for number, case in enumerate(of or cases()) for place, point in enumerate(case.spine)
+    ]
     numbers, at, keys, times = zip(*places, strict=True)
     columns = {"case": numbers, "place": at, "k1": [k for k, _ in keys], "k2": [k for _, k in keys]}
     return spark.createDataFrame(pa.table({**columns, "event_time": pa.array(times, TIME)}))
 
 
-def row_frame(spark: SparkSession):
-    rows = [(number, *row) for number, case in enumerate(cases()) for row in case.rows]
+def row_frame(spark: SparkSession) -> DataFrame:
+    return spark.createDataFrame(row_table(cases()))
+
+
+def row_table(of: list[Case]) -> pa.Table:
+    rows = [(number, *row) for number, case in enumerate(of) for row in case.rows]
     numbers, keys, times, created, values = zip(*rows, strict=True)
     columns = {"case": numbers, "k1": [k for k, _ in keys], "k2": [k for _, k in keys]}
     clocks = {"event_time": pa.array(times, TIME), "created_time": pa.array(created, TIME)}
-    return spark.createDataFrame(
-        pa.table({**columns, **clocks, "a": [a for a, _ in values], "b": [b for _, b in values]})
-    )
+    return pa.table({**columns, **clocks, "a": [a for a, _ in values], "b": [b for _, b in values]})
 
 
 def group(ttl: int | None, *, skip_nulls: bool) -> GroupJoin:
@@ -137,6 +144,96 @@ def test_located_rows_equal_the_loops_row_for_row(
                     expected_leaks.update(name for (_, name), leak in zip(group.columns, leaked, strict=True) if leak)
     assert told == dict(expected_leaks)
     assert all(told.values())
+
+
+def without_twins(case: Case, *, b: bool) -> Case:
+    """One row of each key and clocks; without `b`, as a table had them before the feature was added."""
+    one_each = {row[:3]: row for row in case.rows}.values()
+    return Case([(*clocks, values if b else (values[0], None)) for *clocks, values in one_each], case.spine)
+
+
+OLD = 300  # cases whose rows are in files that do not know `b`
+
+
+@pytest.mark.parametrize("known_by", ["event", "spine"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_direct_rows_equal_the_loops_row_for_row(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strict: bool, known_by: str
+) -> None:
+    """From several files of several row groups, in pieces of the spine that end within its files."""
+    monkeypatch.setattr("jobs.transforms.direct._AT_ONCE", 1)
+    monkeypatch.setattr("jobs.transforms.pieces.PIECE", 700)
+    monkeypatch.setattr("jobs.transforms.direct.PIECE", 700)
+    own = [without_twins(case, b=number >= OLD) for number, case in enumerate(cases())]
+    files = files_of(spark, tmp_path / "rows", [row_table(own), row_table(own[:OLD]).drop_columns(["b"])])
+    plan = JoinPlan("s", 1, GROUPS, TimeRules(strict=strict, known_by=known_by))
+    tables = {group.group: files.rows() for group in GROUPS}
+    kept, found = (
+        f"file://{tmp_path}/kept",
+        OwnFiles({group.group: files for group in GROUPS}, f"file://{tmp_path}/own"),
+    )
+    joined = join_spine(spine_frame(spark, own).repartition(2), tables, plan, keep=kept_in(kept), own=found)
+    assert joined.ways == {group.group: "in line" if group.skip_nulls else "direct" for group in GROUPS}
+    assert joined.pieces is None  # some went in line
+    rows = joined.rows.toArrow()
+    assert rows.num_rows == joined.spine_rows == sum(len(case.spine) for case in own)
+    answers = {(row["case"], row["place"]): row for row in rows.to_pylist()}
+    told = {name: count for leaks in joined.leaks for name, count in leaks.counts().items()}
+    expected_leaks: Counter[str] = Counter()
+    for group in GROUPS:
+        rules = oracle.Rules(strict, known_by, group.ttl_us, group.skip_nulls)
+        for number, case in enumerate(own):
+            expected = oracle.as_of(case.spine, case.rows, rules)
+            leaks = oracle.leaks(case.spine, case.rows, rules, len(FEATURES))
+            for place, (values, leaked) in enumerate(zip(expected, leaks, strict=True)):
+                row = answers[number, place]
+                told_of = (number, place, group.group, case)
+                assert tuple(row[name] for _, name in group.columns) == (values or (None, None)), told_of
+                if not group.skip_nulls:
+                    expected_leaks.update(name for (_, name), leak in zip(group.columns, leaked, strict=True) if leak)
+    assert told == dict(expected_leaks)
+    assert all(told.values())
+
+
+def test_rows_with_equal_clocks_are_not_answered_directly(spark: SparkSession, tmp_path: Path) -> None:
+    """Which of them is greater, Spark says."""
+    group = GROUPS[0]
+    files = files_of(spark, tmp_path / "rows", [row_table(cases())])
+    plan, own = JoinPlan("s", 1, (group,), TimeRules()), OwnFiles({group.group: files}, f"file://{tmp_path}/own")
+    kept = kept_in(f"file://{tmp_path}/kept")
+    joined = join_spine(spine_frame(spark), {group.group: row_frame(spark)}, plan, keep=kept, own=own)
+    assert (joined.ways, joined.pieces) == ({group.group: "in line"}, None)
+
+
+def files_of(spark: SparkSession, folder: Path, parts: list[pa.Table]) -> PlainFiles:
+    """Rows of the first part that no other has, and the others, in files of several row groups."""
+    folder.mkdir()
+    later = {number for part in parts[1:] for number in part["case"].to_pylist()}
+    first = parts[0].filter(pa.array([number not in later for number in parts[0]["case"].to_pylist()]))
+    found = []
+    for number, rows in enumerate([first.slice(0, 1000), first.slice(1000), *parts[1:]]):
+        parquet.write_table(rows, folder / f"{number}.parquet", row_group_size=400)
+        found.append(PlainFile(f"file://{folder}/{number}.parquet", 0))
+    return PlainFiles(spark, spark.createDataFrame(parts[0].slice(0, 1)).schema, tuple(found))
+
+
+def test_cells_of_two_rows_are_compared_as_spark_does() -> None:
+    nan = float("nan")
+    lists = [None, [], [1.0], [nan], [None], [0.0], [-0.0], [1.0, None], [1.0, nan], [nan, 1.0]]
+    pairs = list(product(lists, lists))
+
+    def plain(value: object) -> object:
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        return "nan" if value != value else value
+
+    for kind, left, right in [
+        (pa.list_(pa.float64()), [a for a, _ in pairs], [b for _, b in pairs]),
+        (pa.float32(), [None, nan, nan, 0.0, 1.0, None], [None, nan, 1.0, -0.0, None, 2.0]),
+        (pa.string(), [None, "", "a", None], [None, "a", "a", ""]),
+    ]:
+        found = _same(pa.chunked_array([pa.array(left, kind)]), pa.chunked_array([pa.array(right, kind)]))
+        assert found.tolist() == [plain(a) == plain(b) for a, b in zip(left, right, strict=True)]
 
 
 def test_latest_equals_the_loops(spark: SparkSession) -> None:

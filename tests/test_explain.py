@@ -60,7 +60,7 @@ def test_plan_tells_ways_and_what_is_read_and_runs_no_job(ready: Place, table: T
     context.setLocalProperty("spark.jobGroup.id", None)
     found = {plan.group: (plan.way, plan.files, plan.all_files, plan.rows, plan.all_rows) for plan in told.groups}
     assert found == {
-        "short": ("in line", 1, 3, 2, 6), "long": ("in line", 2, 3, 4, 6), "each": ("in line", 2, 3, 4, 6),
+        "short": ("direct", 1, 3, 2, 6), "long": ("direct", 2, 3, 4, 6), "each": ("in line", 2, 3, 4, 6),
     }  # fmt: skip
     assert [plan.files for plan in late.groups] == [1, 3, 3]
     assert (told.spine_rows, str(told.oldest), str(told.newest)) == (
@@ -81,8 +81,11 @@ def test_table_with_rows_corrected_in_place_and_spine_of_one_file_are_planned(re
     (part,) = Path(local_path(ready.lakes.uri("lake://raw/spine"))).glob("*.parquet")
     told = explain(ready, f"lake://raw/spine/{part.name}", service="churn")
     assert [(plan.files, plan.all_files) for plan in told.groups] == [(2, 4), (3, 4), (3, 4)]
-    assert "in line: up to 100,000 spine rows" in told.text()
-    assert "in line: skip_nulls" in told.text()
+    assert {plan.group: f"{plan.way}: {plan.why}" for plan in told.groups} == {
+        "short": "in line: up to 100,000 spine rows",
+        "long": "direct: files that a task can read, of up to 10,000,000 rows",
+        "each": "in line: skip_nulls",
+    }
 
 
 def test_spine_that_does_not_tell_its_times_leaves_no_file_out(ready: Place, table: Table) -> None:
@@ -93,14 +96,17 @@ def test_spine_that_does_not_tell_its_times_leaves_no_file_out(ready: Place, tab
     assert "of unknown times" in told.text()
 
 
-def test_many_rows_are_located_but_for_groups_that_skip_nulls(ready: Place) -> None:
+def test_ways_follow_from_the_rows_and_from_what_a_task_can_read(ready: Place) -> None:
     ways = {}
     for plan in explain_groups(ready):
         ways[plan.group] = [way_of(plan, rows) for rows in (0, 100_000, 100_001)]
+        near = [way_of(plan, *rows) for rows in ((0, 0), (10_000_000, 1), (10_000_001, 1), (1, 10_000_001))]
+        ways[plan.group] += near
     assert ways == {
-        "short": ["in line", "in line", "locate"], "long": ["in line", "in line", "locate"],
-        "each": ["in line", "in line", "in line"],
-    }  # fmt: skip
+        "short": ["in line", "in line", "locate", "direct", "direct", "locate", "in line"],
+        "long": ["in line", "in line", "locate", "direct", "direct", "locate", "in line"],
+        "each": ["in line"] * 7,
+    }
 
 
 def explain_groups(place: Place):

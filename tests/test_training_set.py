@@ -20,6 +20,7 @@ from jobs.compute import compute
 from jobs.place import Place
 from jobs.store import Store
 from jobs.training_set import MANIFEST, _Target, training_set
+from jobs.transforms.row_hash import hash_of
 from tests.conftest import settings_in
 from tests.lab import NOW, Table, files_in, folders_in, put, put_text, read_json, register
 from tests.pipe_tables import assert_rows
@@ -46,8 +47,9 @@ visits = FeatureGroup(
     "visits", entity=both, source=source("visits"), offline="parquet", features=[Feature("seen", "bigint")]
 )
 churn = Service("churn", [spend["amount"], price, visits])
+flat = Service("flat", [spend["amount"], price["price"], visits])  # without a list
 WORDS: tuple[Definition, ...] = (
-    customer, product, both, source("spend"), source("price"), source("visits"), spend, price, visits, churn,
+    customer, product, both, source("spend"), source("price"), source("visits"), spend, price, visits, churn, flat,
 )  # fmt: skip
 SPINE = """
 label | customer_id | product_id | event_time
@@ -145,20 +147,38 @@ def test_dataset_manifest_and_report_in_parquet_and_delta_also_when_made_again(r
     assert drafts == []
 
 
-def test_many_spine_rows_are_located_and_nothing_kept_on_the_way_is_left(
-    ready: Place, table: Table, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("service", ["churn", "flat"])
+@pytest.mark.parametrize("splits", [(), ("early=..2026-01-06", "late=2026-01-06..")], ids=["whole", "in parts"])
+def test_every_way_gives_the_same_and_nothing_kept_on_the_way_is_left(
+    ready: Place, table: Table, monkeypatch: pytest.MonkeyPatch, service: str, splits: tuple[str, ...]
 ) -> None:
-    """The same rows and the same report whichever way they are joined."""
+    """The same rows, hash and report, in files that Spark or, of flat columns, tasks wrote."""
     reports = []
-    for few in (100_000, 0):
+    for most, few in ((100, 100_000), (0, 100_000), (0, 0)):
+        monkeypatch.setattr("jobs.joining.MOST_DIRECT", most)
         monkeypatch.setattr("jobs.joining.FEW", few)
-        reports.append(training_set(ready, "lake://raw/spine", service="churn", out="lake://work/out"))
-        assert_rows(read_out(ready, "parquet"), expected(table))
+        told = training_set(ready, "lake://raw/spine", service=service, out="lake://work/out", splits=splits)
+        reports.append(told)
+        if service == "churn" and not splits:
+            assert_rows(read_out(ready, "parquet"), expected(table))
+        columns = [column["name"] for column in read_json(ready, f"lake://work/out/{MANIFEST}")["columns"]]
+        rows = ready.spark.read.parquet(ready.lakes.uri("lake://work/out"))
+        assert (hash_of(rows, columns).sum, rows.count()) == (told.hash, told.rows)
         assert [path for path in [*files_in(ready, "work"), *folders_in(ready, "work")] if "._" in path] == []
-    line, located = reports
-    assert (set(line.ways.values()), set(located.ways.values())) == ({"in line"}, {"locate"})
-    for field in ("hash", "rows", "matched", "leaked_cells", "null_key_rows", "null_time_rows"):
-        assert getattr(line, field) == getattr(located, field)
+    assert [set(told.ways.values()) for told in reports] == [{"direct"}, {"in line"}, {"locate"}]
+    for field in ("hash", "rows", "matched", "leaked_cells", "null_key_rows", "null_time_rows", "splits"):
+        assert len({str(getattr(told, field)) for told in reports}) == 1, field
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_table_whose_file_cannot_be_read_is_told_and_nothing_is_written(ready: Place, damage: str) -> None:
+    files = [path for path in files_in(ready, "features") if "visits" in path and path.endswith(".parquet")]
+    path = local_path(ready.lakes.uri(f"lake://features/{files[0]}"))
+    path.unlink() if damage == "gone" else path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="a file cannot be read: FAILED_READ_FILE") as told:
+        training_set(ready, "lake://raw/spine", service="churn", out="lake://work/out")
+    assert "Service 'churn'" in str(told.value)
+    assert files_in(ready, "work") == []
 
 
 def test_options_reach_the_join(ready: Place, table: Table) -> None:

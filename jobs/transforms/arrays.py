@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import StructType
 
 Array = npt.NDArray[Any]
 Partition = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
@@ -29,3 +31,20 @@ def encoded(keys: Sequence[pa.Array]) -> tuple[Array, tuple[pa.Array, ...]]:
     some = np.empty(int(together.max()) + 1, np.int64)
     some[together] = np.arange(len(together))
     return together, tuple(part.dictionary.take(pa.array(code[some])) for code, part in zip(codes, parts, strict=True))
+
+
+def in_tasks(
+    spark: SparkSession,
+    tasks: Sequence[Any],
+    run: Callable[[int, Any], Iterator[pa.RecordBatch]],
+    schema: StructType,
+) -> DataFrame:
+    """A task each, which gives Spark what `run` makes of its number and its work."""
+
+    def of(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                yield from run(number, tasks[number])
+
+    ran: Partition = of
+    return spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(ran, schema)

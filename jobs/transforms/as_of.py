@@ -28,14 +28,17 @@ _WINNER, _KNOWN = "_tidemark_winner_", "_tidemark_known_"
 LEAK = "_tidemark_leak_"
 
 
-def training_rows(spine: DataFrame, tables: Sequence[DataFrame], plan: JoinPlan) -> DataFrame:
+def training_rows(
+    spine: DataFrame, tables: Sequence[DataFrame], plan: JoinPlan, *, points_of: DataFrame | None = None
+) -> DataFrame:
     """Every spine row once and in its columns, then the plan's outputs, then a leak flag a feature (LEAK + output).
 
-    A leak flag is true where the value would differ had rows created after the spine time been left out.
+    A leak flag is true where the value would differ had rows created after the spine time been left out. `points_of`
+    are the same rows where these have columns that are costly to make.
     """
     result = spine
     for rows, group in zip(tables, plan.groups, strict=True):
-        found = _winners(_points(spine, group.keys), rows, group, plan.rules)
+        found = _winners(_points(points_of or spine, group.keys), rows, group, plan.rules)
         on = [F.col(f"s.{key}") == F.col(f"w.{key}") for key in group.keys]
         on.append(_spine_time(spine, f"s.{EVENT_TIME}") == F.col(f"w.{_TIME}"))
         kept = [f"s.{name}" for name in all_quoted(result.columns)]

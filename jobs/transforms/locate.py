@@ -155,15 +155,19 @@ def _packed(time: Column, tag: int) -> Column:
 class Leaks:
     """Of one group's features, the cells that the other rule of `known_by` would fill otherwise.
 
-    Few are looked at in the pass that fetches: `seen`, hashes of both rows' values. More are counted by a query.
+    Few are looked at in the pass that fetches: `seen`, hashes of both rows' values. More are counted by a query, or
+    were `counted` before.
     """
 
     outputs: tuple[str, ...]
+    counted: tuple[int, ...] = ()
     seen: Observation | None = None
     query: DataFrame | None = None
 
     def counts(self) -> dict[str, int]:
         """How many for each output; of what was seen only after the fetched rows were written."""
+        if self.counted:
+            return dict(zip(self.outputs, self.counted, strict=True))
         if self.query is not None:
             return dict(self.query.collect()[0].asDict())
         assert self.seen is not None

@@ -52,16 +52,23 @@ def partition_points(search: Search) -> Partition:
     def points_of(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         waiting = [batch for batch in batches if batch.num_rows]
         if waiting:
-            yield from _found(_sorted(pa.Table.from_batches(waiting), search), search)
+            table = pa.Table.from_batches(waiting)
+            columns = [pa.concat_arrays(column.chunks) for column in table.columns]
+            entity, entities = encoded(columns[: search.keys])
+            packed, other = columns[search.keys].to_numpy(), created_us(columns[search.keys + 1])
+            yield from _found(in_order(entity, packed, other, search), entities, search)
 
     return points_of
 
 
 @dataclass(frozen=True)
-class _Sorted:
-    """Rows and points in the order (entity, time, tag, other); `twins` have all of these alike with a neighbour."""
+class Sorted:
+    """Rows and points in the order (entity, time, tag, other); `twins` have all of these alike with a neighbour.
 
-    entities: tuple[pa.Array, ...]
+    `order` is where each was before.
+    """
+
+    order: Array
     entity: Array
     time: Array
     tag: Array
@@ -69,12 +76,7 @@ class _Sorted:
     twins: Array | None
 
 
-def _sorted(table: pa.Table, search: Search) -> _Sorted:
-    columns = [pa.concat_arrays(column.chunks) for column in table.columns]
-    entity, entities = encoded(columns[: search.keys])
-    packed = columns[search.keys].to_numpy()
-    other = columns[search.keys + 1]
-    other = (pc.fill_null(other, LEAST) if other.null_count else other).to_numpy()
+def in_order(entity: Array, packed: Array, other: Array, search: Search) -> Sorted:
     order = _order(entity, packed)
     entity, packed = entity[order], packed[order]
     tie = (entity[1:] == entity[:-1]) & (packed[1:] == packed[:-1]) & (packed[1:] % TAGS != search.point)
@@ -85,42 +87,60 @@ def _sorted(table: pa.Table, search: Search) -> _Sorted:
         order[inside] = some[np.lexsort((other[some], packed[inside], entity[inside]))]
         alike = tie & (other[order[1:]] == other[order[:-1]])
         twins = np.append(False, alike) | np.append(alike, False)
-    return _Sorted(entities, entity, packed // TAGS, packed % TAGS, other[order], twins)
+    return Sorted(order, entity, packed // TAGS, packed % TAGS, other[order], twins)
+
+
+def created_us(column: pa.Array) -> Array:
+    """As a number that compares: null is the oldest."""
+    return (pc.fill_null(column, LEAST) if column.null_count else column).to_numpy()
 
 
 def _order(entity: Array, packed: Array) -> Array:
-    low = int(packed.min())
-    width = int(packed.max()) - low + 1
-    if (int(entity.max()) + 1) * width < 2**63:  # one number sorts several times faster than two
-        return np.argsort(entity * width + (packed - low))
-    return np.lexsort((packed, entity))
+    """The order by entity, then by the number: places in one order ride along in the numbers that another sort sorts,
+    since numbers are sorted many times faster than places."""
+    bits = len(packed).bit_length()
+    if int(entity.max(initial=0)).bit_length() + bits > 63:
+        return np.lexsort((packed, entity))
+    by_packed = np.argsort(packed)
+    places = (entity[by_packed] << bits) | np.arange(len(packed))
+    places.sort()
+    return by_packed[places & ((1 << bits) - 1)]
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """For each point the place of a row, where there is one."""
 
     place: Array
     there: Array
 
 
-def _found(rows: _Sorted, search: Search) -> Iterator[pa.RecordBatch]:
+class Answers(NamedTuple):
+    """For each point the row that answers, the one that would by the other rule of `known_by` where `differ`, and
+    whether either has a twin."""
+
+    chosen: Rows
+    would: Rows
+    differ: Array
+    twin: Array
+
+
+def _found(rows: Sorted, entities: Sequence[pa.Array], search: Search) -> Iterator[pa.RecordBatch]:
     points = np.flatnonzero(rows.tag == search.point)
     columns: list[tuple[Array, Array]] = []
     for group, ttl in enumerate(search.ttls):
-        columns += _of_group(rows, points, np.flatnonzero(rows.tag == tag_of(group)), ttl, search)
+        found = answers(rows, points, np.flatnonzero(rows.tag == tag_of(group)), ttl, search)
+        flags = [(found.differ, found.differ), (found.twin, found.twin)]  # null where false: it costs next to nothing
+        columns += [*_clocks(rows, found.chosen), *_clocks(rows, found.would), *flags]
     for start in range(0, len(points), OUT):
         part = slice(start, start + OUT)
         entity = pa.array(rows.entity[points[part]])
-        arrays = [pa.array(rows.other[points[part]]), *(key.take(entity) for key in rows.entities)]
+        arrays = [pa.array(rows.other[points[part]]), *(key.take(entity) for key in entities)]
         arrays += [pa.array(values[part], mask=~here[part]) for values, here in columns]
         yield pa.RecordBatch.from_arrays(arrays, names=list(search.names))
 
 
-def _of_group(
-    rows: _Sorted, points: Array, places: Array, ttl: int | None, search: Search
-) -> Sequence[tuple[Array, Array]]:
-    """The clocks of the row that answers and of the one that would by the other rule, whether they differ, whether
-    either has a twin."""
+def answers(rows: Sorted, points: Array, places: Array, ttl: int | None, search: Search) -> Answers:
+    """What the rows at these places answer to the points."""
     time = rows.time[points]
     newest = _last(rows, points, places)
     known = _known(rows, points, places, newest, search)
@@ -128,30 +148,29 @@ def _of_group(
     newest, known = (_alive(rows, found, oldest) for found in (newest, known))
     differ = (newest.there != known.there) | (newest.there & (newest.place != known.place))
     chosen, would = (known, newest) if search.known_by_spine else (newest, known)
-    would = _Rows(would.place, would.there & differ)
+    would = Rows(would.place, would.there & differ)
     twin = np.zeros(len(points), bool)
     if rows.twins is not None:
         for found in (chosen, would):
             twin |= found.there & rows.twins[found.place]
-    flags = [(differ, differ), (twin, twin)]  # null where false: a null costs next to nothing
-    return [*_clocks(rows, chosen), *_clocks(rows, would), *flags]
+    return Answers(chosen, would, differ, twin)
 
 
-def _clocks(rows: _Sorted, found: _Rows) -> Sequence[tuple[Array, Array]]:
+def _clocks(rows: Sorted, found: Rows) -> Sequence[tuple[Array, Array]]:
     created = rows.other[found.place]
     return [(rows.time[found.place], found.there), (created, found.there & (created != LEAST))]
 
 
-def _last(rows: _Sorted, points: Array, places: Array) -> _Rows:
+def _last(rows: Sorted, points: Array, places: Array) -> Rows:
     """The last of the places before each point, where it is of the point's entity."""
     if not len(places):
-        return _Rows(np.zeros(len(points), np.int64), np.zeros(len(points), bool))
+        return Rows(np.zeros(len(points), np.int64), np.zeros(len(points), bool))
     last = np.searchsorted(places, points) - 1
     place = places[np.maximum(last, 0)]
-    return _Rows(place, (last >= 0) & (rows.entity[place] == rows.entity[points]))
+    return Rows(place, (last >= 0) & (rows.entity[place] == rows.entity[points]))
 
 
-def _known(rows: _Sorted, points: Array, places: Array, newest: _Rows, search: Search) -> _Rows:
+def _known(rows: Sorted, points: Array, places: Array, newest: Rows, search: Search) -> Rows:
     """The greatest row by (event_time, created_time) of those created by the point's time.
 
     Only where the newest was created later: there the entity's rows are gone through in the order in which they became
@@ -175,10 +194,10 @@ def _known(rows: _Sorted, points: Array, places: Array, newest: _Rows, search: S
     place, there = newest.place.copy(), newest.there.copy()
     place[late] = np.maximum(found, 0)
     there[late] = (found >= 0) & (rows.entity[place[late]] == rows.entity[asking])
-    return _Rows(place, there)
+    return Rows(place, there)
 
 
-def _alive(rows: _Sorted, found: _Rows, oldest: Array | None) -> _Rows:
+def _alive(rows: Sorted, found: Rows, oldest: Array | None) -> Rows:
     if oldest is None:
         return found
-    return _Rows(found.place, found.there & (rows.time[found.place] >= oldest))
+    return Rows(found.place, found.there & (rows.time[found.place] >= oldest))

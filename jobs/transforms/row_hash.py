@@ -58,6 +58,11 @@ def hash_sums(hashes: Column, name: str) -> list[Column]:
     ]
 
 
+def parts_of(total: int, name: str) -> dict[str, int]:
+    """What `hash_sums` of this name would come to for hashes of this sum."""
+    return {f"{name}_{part}": total >> shift & (1 << bits) - 1 for part, (shift, bits) in _SHIFTS.items()}
+
+
 def row_hash_of(counts: Mapping[str, Any], name: str, rows: int) -> RowHash:
     """What `hash_sums` of this name came to."""
     total = sum((counts[f"{name}_{part}"] or 0) << shift for part, (shift, _) in _SHIFTS.items())

@@ -1,0 +1,290 @@
+"""The as-of by the tables' files: a task searches one group's files for all spine rows. No row is shuffled.
+
+    a group's files, keys and clocks  +  the spine's files, keys and times
+         -> `locate_kernel` -> for each spine row the number of a row in the files
+         -> the features of those rows, row group by row group -> files of answers, row for row as the spine's
+    spine | answers of each group                              -> `pieces`
+
+A task holds keys and clocks of one group and of the spine as numbers, some 150 bytes a row, and of the features a few
+columns of the rows that answer. So it is for what one task can hold; `jobs/joining.py` decides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import SparkSession
+from pyspark.sql.types import IntegerType, StringType, StructField, StructType
+
+from connectors.file_rows import FileRows, RowGroup
+from feature_defs.join_plan import GroupJoin, TimeRules
+from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED
+from jobs.transforms.arrays import Array, in_tasks
+from jobs.transforms.locate_kernel import TAGS, Answers, Rows, Search, answers, created_us, in_order, tag_of
+
+PIECE = 100_000  # spine rows of a task that puts answers beside them
+_AT_ONCE = 16  # columns of features that a task holds at a time
+_FARTHEST = 2**63 // TAGS  # microseconds: a time and a tag are one number
+TOLD = StructType([StructField("number", IntegerType()), StructField("told", StringType())])
+
+
+@dataclass(frozen=True)
+class GroupFiles:
+    """A group, the files that may hold rows of (after, until], and its table's columns as Spark knows them."""
+
+    group: GroupJoin
+    files: FileRows
+    after_us: int | None
+    until_us: int
+    schema: StructType
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some features of a group, and the folder of their answers: a file for each file of the spine, its rows in
+    batches of `PIECE`."""
+
+    columns: tuple[tuple[str, str], ...]
+    folder: str
+
+    def file(self, number: int) -> Path:
+        return Path(self.folder, f"{number}.arrow")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the search of a group came to: spine rows with an answer, with a twin, and cells that the other rule of
+    `known_by` would fill otherwise. With a twin, nothing is written."""
+
+    rows: int
+    twins: int
+    leaks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Searching:
+    """A task: one group and the spine, of whose files the rows are told, and how many answers make a batch."""
+
+    part: GroupFiles
+    blocks: tuple[Block, ...]
+    spine: FileRows
+    counts: tuple[int, ...]
+    rules: TimeRules
+    piece: int
+
+
+def searched(
+    spark: SparkSession, spine: FileRows, parts: Sequence[GroupFiles], rules: TimeRules, folder: str
+) -> list[Told]:
+    """Search the groups' files, and keep the answers below a folder."""
+    counts = spine.counts()
+    tasks = [_Searching(part, blocks_of(part, folder), spine, counts, rules, PIECE) for part in parts]
+    found = in_tasks(spark, tasks, _search, TOLD).collect()
+    told = {row["number"]: json.loads(row["told"]) for row in found}
+    return [Told(one["rows"], one["twins"], tuple(one["leaks"])) for one in (told[n] for n in range(len(tasks)))]
+
+
+def blocks_of(part: GroupFiles, folder: str) -> tuple[Block, ...]:
+    columns = part.group.columns
+    starts = range(0, len(columns), _AT_ONCE)
+    return tuple(Block(columns[start : start + _AT_ONCE], f"{folder}/{part.group.group}/{start}") for start in starts)
+
+
+# in a task: the search
+
+
+def _search(number: int, task: _Searching) -> Iterator[pa.RecordBatch]:
+    group = task.part.group
+    points = task.spine.read([*group.keys, EVENT_TIME])
+    found, numbers = _found(points, task)
+    told = found.answers
+    chosen, would = (_numbers(rows, len(points), numbers, found) for rows in (told.chosen, told.would))
+    twins = int(np.count_nonzero(told.twin))
+    leaks = [] if twins else _write_answers(task, chosen, would, found.points[told.differ])
+    counts = {"rows": int(np.count_nonzero(chosen >= 0)), "twins": twins, "leaks": leaks}
+    yield pa.record_batch({"number": pa.array([number], pa.int32()), "told": [json.dumps(counts)]})
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Answers of the points that can have one: `points` are their numbers, `order` tells of a place which row it is."""
+
+    answers: Answers
+    points: Array
+    order: Array
+
+
+def _found(points: pa.Table, task: _Searching) -> tuple[_Found, Array]:
+    """The answers, and the numbers of the rows that were looked at."""
+    group = task.part.group
+    codes, coded = _coder([points.column(key).cast(task.part.files.schema.field(key).type) for key in group.keys])
+    at, has_time = _micros(points.column(EVENT_TIME))
+    asking = np.flatnonzero((codes >= 0) & has_time)
+    entity, time, created, numbers = _slim(task.part, coded)
+    search = Search(len(group.keys), (group.ttl_us,), task.rules.strict, task.rules.known_by == "spine", ())
+    _refuse_far(time, at[asking])
+    rows = in_order(
+        np.concatenate([entity, codes[asking]]),
+        np.concatenate([time * TAGS + tag_of(0), at[asking] * TAGS + search.point]),
+        np.concatenate([created, np.zeros(len(asking), np.int64)]),
+        search,
+    )
+    is_point = rows.tag == search.point
+    places = np.flatnonzero(is_point)
+    told = answers(rows, places, np.flatnonzero(~is_point), group.ttl_us, search)
+    return _Found(told, asking[rows.order[places] - len(numbers)], rows.order), numbers
+
+
+def _slim(part: GroupFiles, coded: Callable[[Sequence[pa.ChunkedArray]], Array]) -> tuple[Array, Array, Array, Array]:
+    """(entity, event_time, created_time, number) of the rows that may answer."""
+    group, schema = part.group, part.files.schema
+    hidden = [REJECTED] if REJECTED in schema.names else []
+    columns = [*group.keys, EVENT_TIME, CREATED_TIME, *hidden]
+    parts, numbers = [], [np.empty(0, np.int64)]
+    for rows in part.files.row_groups():
+        if _may_hold(rows, part):
+            parts.append(rows.read(columns))
+            numbers.append(np.arange(rows.start, rows.start + rows.rows))
+    table = pa.concat_tables(parts) if parts else part.files.columns(columns).empty_table()
+    entity = coded([table.column(key) for key in group.keys])
+    time, has_time = _micros(table.column(EVENT_TIME))
+    may = (entity >= 0) & has_time & (time <= part.until_us)
+    if part.after_us is not None:
+        may &= time > part.after_us
+    if hidden:
+        may &= table.column(REJECTED).is_null().to_numpy()
+    kept = np.flatnonzero(may)
+    made = pa.concat_arrays(table.column(CREATED_TIME).cast(pa.int64()).chunks or [pa.array([], pa.int64())])
+    return entity[kept], time[kept], created_us(made)[kept], np.concatenate(numbers)[kept]
+
+
+def _may_hold(rows: RowGroup, part: GroupFiles) -> bool:
+    bounds = rows.bounds(EVENT_TIME)
+    if bounds is None:
+        return True
+    oldest, newest = (pa.scalar(bound).cast(pa.timestamp("us")).value for bound in bounds)
+    return oldest <= part.until_us and (part.after_us is None or newest > part.after_us)
+
+
+def _coder(columns: Sequence[pa.ChunkedArray]) -> tuple[Array, Callable[[Sequence[pa.ChunkedArray]], Array]]:
+    """Numbers of these rows' entities, and what gives other rows' entities the same; -1 is none of them."""
+    known = [pc.unique(column).drop_null() for column in columns]
+    pairs = None
+
+    def together(columns: Sequence[pa.ChunkedArray]) -> Array:
+        total: Array | None = None
+        for column, values in zip(columns, known, strict=True):
+            codes = _index_in(column, values)
+            total = codes if total is None else np.where((total < 0) | (codes < 0), -1, total * len(values) + codes)
+        assert total is not None  # an entity has a key
+        return total
+
+    def coded(columns: Sequence[pa.ChunkedArray]) -> Array:
+        found = together(columns)
+        return found if pairs is None else _index_in(pa.array(found), pairs)
+
+    own = together(columns)
+    if len(known) > 1:
+        pairs = pc.unique(pa.array(own[own >= 0]))
+        own = _index_in(pa.array(own), pairs)
+    return own, coded
+
+
+def _index_in(column: pa.ChunkedArray | pa.Array, values: pa.Array) -> Array:
+    return pc.fill_null(pc.index_in(column, value_set=values), -1).to_numpy().astype(np.int64)
+
+
+def _micros(column: pa.ChunkedArray) -> tuple[Array, Array]:
+    """Times as microseconds, and where there is one: a naive time is UTC, a date its midnight."""
+    time = column.cast(pa.timestamp("us")) if pa.types.is_date(column.type) else column
+    return pc.fill_null(time.cast(pa.int64()), 0).to_numpy(), column.is_valid().to_numpy()
+
+
+def _refuse_far(*times: Array) -> None:
+    for time in times:
+        if len(time) and max(-int(time.min()), int(time.max())) >= _FARTHEST:
+            raise OverflowError(f"a time beyond {_FARTHEST} microseconds from 1970")
+
+
+def _numbers(rows: Rows, count: int, numbers: Array, found: _Found) -> Array:
+    """Of each spine row the number of its row in the files; -1 for none."""
+    result = np.full(count, -1)
+    result[found.points[rows.there]] = numbers[found.order[rows.place[rows.there]]]
+    return result
+
+
+# in a task: the features of the rows that were found
+
+
+def _write_answers(task: _Searching, chosen: Array, would: Array, differ: Array) -> list[int]:
+    """Write the features of the chosen rows in the spine's order, and count the cells that would differ."""
+    is_wanted = np.zeros(max(chosen.max(initial=-1), would.max(initial=-1)) + 1, bool)
+    for numbers in (chosen, would[differ]):
+        is_wanted[numbers[numbers >= 0]] = True
+    wanted, places = np.flatnonzero(is_wanted), np.cumsum(is_wanted) - 1
+    place, others = (
+        pa.array(places[numbers] if len(places) else numbers, mask=numbers < 0) for numbers in (chosen, would[differ])
+    )
+    leaks = []
+    for block in task.blocks:
+        names = [feature for feature, _ in block.columns]
+        values = _values(task.part.files, names, wanted)
+        first = 0
+        for number, count in enumerate(task.counts):
+            _write(block.file(number), values, place.slice(first, count), task.piece)
+            first += count
+        if len(differ):
+            ours, theirs = values.take(place.take(pa.array(differ))), values.take(others)
+            leaks += [int(np.count_nonzero(~_same(ours[name], theirs[name]))) for name in names]
+    return leaks or [0] * len(task.part.group.columns)
+
+
+def _values(files: FileRows, names: Sequence[str], wanted: Array) -> pa.Table:
+    """These columns of the rows of these numbers, which are in order."""
+    parts = []
+    for rows in files.row_groups():
+        low, high = np.searchsorted(wanted, [rows.start, rows.start + rows.rows])
+        if low < high:
+            parts.append(rows.read(names).take(pa.array(wanted[low:high] - rows.start)))
+    return pa.concat_tables(parts).combine_chunks() if parts else files.columns(names).empty_table()
+
+
+def _write(path: Path, values: pa.Table, place: pa.Array, piece: int) -> None:
+    """All of it or nothing: an attempt that was taken for lost may still run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"._{path.name}.{os.getpid()}")
+    with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, values.schema) as writer:
+        for start in range(0, len(place), piece):
+            (batch,) = values.take(place.slice(start, piece)).combine_chunks().to_batches()
+            writer.write_batch(batch)
+    draft.replace(path)
+
+
+def _same(left: pa.ChunkedArray, right: pa.ChunkedArray) -> Array:
+    """Where two columns hold the same, as Spark's <=> says: null is null, and what is no number is no number."""
+    if pa.types.is_list(left.type):
+        return _same_lists(left.combine_chunks(), right.combine_chunks())
+    same = pc.fill_null(pc.equal(left, right), False)
+    if pa.types.is_floating(left.type):
+        same = pc.or_(same, pc.fill_null(pc.and_(pc.is_nan(left), pc.is_nan(right)), False))
+    both_null = pc.and_(left.is_null(), right.is_null())
+    found: Array = pc.or_(same, both_null).to_numpy(zero_copy_only=False)
+    return found
+
+
+def _same_lists(left: pa.Array, right: pa.Array) -> Array:
+    sizes = [pc.fill_null(pc.list_value_length(column), -1).to_numpy() for column in (left, right)]
+    same = sizes[0] == sizes[1]
+    alike = pa.array(same)
+    elements = _same(*(pa.chunked_array([column.filter(alike).flatten()]) for column in (left, right)))
+    ends = np.cumsum(np.maximum(sizes[0][same], 0))
+    others = np.concatenate([[0], np.cumsum(~elements)])
+    same[same] = others[ends] == others[np.concatenate([[0], ends[:-1]])] if len(ends) else True
+    return same
