@@ -25,7 +25,7 @@ from feature_defs import Entity, Feature, FeatureGroup
 from feature_defs.join_plan import GroupJoin, JoinPlan, TimeRules
 from jobs.joining import OwnFiles, join_spine, kept_in
 from jobs.transforms.as_of import LEAK, latest_rows, training_rows
-from jobs.transforms.direct import _same
+from jobs.transforms.direct import _coder, _same
 from jobs.transforms.features import feature_rows
 from tests import oracle
 
@@ -215,6 +215,35 @@ def files_of(spark: SparkSession, folder: Path, parts: list[pa.Table]) -> PlainF
         parquet.write_table(rows, folder / f"{number}.parquet", row_group_size=400)
         found.append(PlainFile(f"file://{folder}/{number}.parquet", 0))
     return PlainFiles(spark, spark.createDataFrame(parts[0].slice(0, 1)).schema, tuple(found))
+
+
+@pytest.mark.parametrize("kinds", [("int64",), ("int32",), ("int64", "string"), ("string",), ("binary",)], ids=str)
+@pytest.mark.parametrize("spread", [1, 10**15], ids=["close", "far"])
+def test_entities_have_the_same_number_wherever_they_are(kinds: tuple[str, ...], spread: int) -> None:
+    draw = random.Random(SEED)
+
+    def drawn(rows: int) -> list[pa.ChunkedArray]:
+        columns = []
+        for kind in kinds:
+            step = min(spread, 10**7) if kind == "int32" else spread
+            numbers = [None if draw.random() < 0.1 else (draw.randint(0, 60) - 30) * step for _ in range(rows)]
+            text = [None if n is None else str(n) for n in numbers]
+            values = numbers if kind.startswith("int") else text
+            columns.append(pa.chunked_array([pa.array(values[:70], kind), pa.array(values[70:], kind)]))
+        return columns
+
+    own, others = drawn(100), drawn(500)
+    codes, coded = _coder(own)
+    numbers: dict[tuple[object, ...], int] = {}
+    for code, keys in zip(codes.tolist(), zip(*(column.to_pylist() for column in own), strict=True), strict=True):
+        assert numbers.setdefault(keys, code) == code
+    assert all((code < 0) == (None in keys) for keys, code in numbers.items())
+    known = {keys: code for keys, code in numbers.items() if code >= 0}
+    assert sorted(known.values()) == list(range(len(known)))
+    expected = [known.get(keys, -1) for keys in zip(*(column.to_pylist() for column in others), strict=True)]
+    assert coded(others).tolist() == expected
+    assert -1 in expected
+    assert max(expected) > 0
 
 
 def test_cells_of_two_rows_are_compared_as_spark_does() -> None:

@@ -50,6 +50,7 @@ def test_verbs_on_spark_connect_give_what_they_give_on_a_classic_session(
     for part, value in expected.items():
         assert found[part] == value, part
     assert expected["compute"]["rejected"] == sum(group["rejected"] for group in expected["compute"]["groups"])
+    assert expected["way"] == "direct"
     assert expected["verify"]["agrees"]
     assert expected["customer"]["agrees"]
     assert expected["product"]["agrees"]

@@ -24,6 +24,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.types import IntegerType, StringType, StructField, StructType
 
 from connectors.file_rows import FileRows, RowGroup
+from connectors.table_stats import may_hold, micros
 from feature_defs.join_plan import GroupJoin, TimeRules
 from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED
 from jobs.transforms.arrays import Array, in_tasks
@@ -31,6 +32,7 @@ from jobs.transforms.locate_kernel import TAGS, Answers, Rows, Search, answers, 
 
 PIECE = 100_000  # spine rows of a task that puts answers beside them
 _AT_ONCE = 16  # columns of features that a task holds at a time
+_SPARSE = 8  # whole numbers are close where one of so many is there
 _FARTHEST = 2**63 // TAGS  # microseconds: a time and a tag are one number
 TOLD = StructType([StructField("number", IntegerType()), StructField("told", StringType())])
 
@@ -169,32 +171,46 @@ def _may_hold(rows: RowGroup, part: GroupFiles) -> bool:
     bounds = rows.bounds(EVENT_TIME)
     if bounds is None:
         return True
-    oldest, newest = (pa.scalar(bound).cast(pa.timestamp("us")).value for bound in bounds)
-    return oldest <= part.until_us and (part.after_us is None or newest > part.after_us)
+    return may_hold(*map(micros, bounds), after_us=part.after_us, until_us=part.until_us)
 
 
 def _coder(columns: Sequence[pa.ChunkedArray]) -> tuple[Array, Callable[[Sequence[pa.ChunkedArray]], Array]]:
     """Numbers of these rows' entities, and what gives other rows' entities the same; -1 is none of them."""
     known = [pc.unique(column).drop_null() for column in columns]
-    pairs = None
+    if len(columns) == 1:
+        look_up = _look_up(known[0])
+        return look_up(columns[0]), lambda others: look_up(others[0])
 
     def together(columns: Sequence[pa.ChunkedArray]) -> Array:
-        total: Array | None = None
+        total = np.zeros(len(columns[0]), np.int64)
         for column, values in zip(columns, known, strict=True):
             codes = _index_in(column, values)
-            total = codes if total is None else np.where((total < 0) | (codes < 0), -1, total * len(values) + codes)
-        assert total is not None  # an entity has a key
+            total = np.where((total < 0) | (codes < 0), -1, total * len(values) + codes)
         return total
 
-    def coded(columns: Sequence[pa.ChunkedArray]) -> Array:
-        found = together(columns)
-        return found if pairs is None else _index_in(pa.array(found), pairs)
-
     own = together(columns)
-    if len(known) > 1:
-        pairs = pc.unique(pa.array(own[own >= 0]))
-        own = _index_in(pa.array(own), pairs)
-    return own, coded
+    pairs = pc.unique(pa.array(own[own >= 0]))
+    return _index_in(pa.array(own), pairs), lambda others: _index_in(pa.array(together(others)), pairs)
+
+
+def _look_up(values: pa.Array) -> Callable[[pa.ChunkedArray], Array]:
+    """The places of values among these, -1 for none. Whole numbers that lie close are looked up without a hash."""
+    if not pa.types.is_integer(values.type) or not len(values):
+        return lambda column: _index_in(column, values)
+    numbers = values.to_numpy().astype(np.int64)
+    least, greatest = int(numbers.min()), int(numbers.max())
+    if greatest - least >= _SPARSE * len(numbers):
+        return lambda column: _index_in(column, values)
+    places = np.full(greatest - least + 2, -1)
+    places[numbers - least] = np.arange(len(numbers))
+
+    def looked_up(column: pa.ChunkedArray) -> Array:
+        inside = pc.and_(pc.greater_equal(column, least), pc.less_equal(column, greatest))
+        at = pc.fill_null(column, least).to_numpy().astype(np.int64) - least
+        found: Array = places[np.where(pc.fill_null(inside, False).to_numpy(), at, -1)]
+        return found
+
+    return looked_up
 
 
 def _index_in(column: pa.ChunkedArray | pa.Array, values: pa.Array) -> Array:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -70,10 +71,14 @@ class Pieces:
         return all(held in types and can_hash(types[held]) for _, held in layout.columns)
 
     def write(self, layout: Layout, folder: str) -> dict[str, int]:
-        """Write the dataset as Parquet files below a folder, and count what training-set counts in its rows."""
+        """Write the dataset as Parquet files below a folder, and count what training-set counts in its rows.
+
+        Their names are new: who reads a dataset that is replaced meanwhile must miss its files, not find others.
+        """
+        run = uuid.uuid4().hex
 
         def written(number: int, piece: _Piece) -> Iterator[pa.RecordBatch]:
-            told = _written(_table(piece), layout, Path(folder), number)
+            told = _written(_table(piece), layout, Path(folder), f"part-{number:05d}-{run}.snappy.parquet")
             yield pa.record_batch({"number": pa.array([number], pa.int32()), "told": [json.dumps(told)]})
 
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -121,7 +126,7 @@ def _batches(_: int, piece: _Piece) -> Iterator[pa.RecordBatch]:
     yield from _table(piece).to_batches(max_chunksize=_BATCH)
 
 
-def _written(table: pa.Table, layout: Layout, folder: Path, number: int) -> dict[str, int]:
+def _written(table: pa.Table, layout: Layout, folder: Path, file: str) -> dict[str, int]:
     """Write a piece, a file for each part of the dataset, and count."""
     names = [name for name, _ in layout.columns]
     rows = pa.table([table.column(held) for _, held in layout.columns], names=names)
@@ -132,7 +137,6 @@ def _written(table: pa.Table, layout: Layout, folder: Path, number: int) -> dict
         spine = row_hashes(batch.columns[: layout.spine], len(batch))
         row = row_hashes(batch.columns[layout.spine :], len(batch), spine)
         told.update(spine=int(spine.sum()), row=int(row.sum()))
-    file = f"part-{number:05d}.snappy.parquet"
     if not layout.has_parts:
         _write_parquet(rows, folder / file)
         return told
