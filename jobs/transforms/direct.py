@@ -62,10 +62,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Told:
-    """What the search of a group came to: spine rows with an answer, with a twin, and cells that the other rule of
-    `known_by` would fill otherwise. With a twin, nothing is written."""
+    """What the search of a group came to: spine rows that a row with a twin answers, and of each feature the cells that
+    the other rule of `known_by` would fill otherwise. With a twin, nothing is written."""
 
-    rows: int
     twins: int
     leaks: tuple[int, ...]
 
@@ -90,7 +89,7 @@ def searched(
     tasks = [_Searching(part, blocks_of(part, folder), spine, counts, rules, PIECE) for part in parts]
     found = in_tasks(spark, tasks, _search, TOLD).collect()
     told = {row["number"]: json.loads(row["told"]) for row in found}
-    return [Told(one["rows"], one["twins"], tuple(one["leaks"])) for one in (told[n] for n in range(len(tasks)))]
+    return [Told(one["twins"], tuple(one["leaks"])) for one in (told[n] for n in range(len(tasks)))]
 
 
 def blocks_of(part: GroupFiles, folder: str) -> tuple[Block, ...]:
@@ -110,8 +109,8 @@ def _search(number: int, task: _Searching) -> Iterator[pa.RecordBatch]:
     chosen, would = (_numbers(rows, len(points), numbers, found) for rows in (told.chosen, told.would))
     twins = int(np.count_nonzero(told.twin))
     leaks = [] if twins else _write_answers(task, chosen, would, found.points[told.differ])
-    counts = {"rows": int(np.count_nonzero(chosen >= 0)), "twins": twins, "leaks": leaks}
-    yield pa.record_batch({"number": pa.array([number], pa.int32()), "told": [json.dumps(counts)]})
+    counts = json.dumps({"twins": twins, "leaks": leaks})
+    yield pa.record_batch({"number": pa.array([number], pa.int32()), "told": [counts]})
 
 
 @dataclass(frozen=True)
@@ -176,21 +175,29 @@ def _may_hold(rows: RowGroup, part: GroupFiles) -> bool:
 
 def _coder(columns: Sequence[pa.ChunkedArray]) -> tuple[Array, Callable[[Sequence[pa.ChunkedArray]], Array]]:
     """Numbers of these rows' entities, and what gives other rows' entities the same; -1 is none of them."""
-    known = [pc.unique(column).drop_null() for column in columns]
-    if len(columns) == 1:
-        look_up = _look_up(known[0])
-        return look_up(columns[0]), lambda others: look_up(others[0])
+    first, *others = columns
+    look_up_first, look_ups = _look_up(pc.unique(first).drop_null()), []
+    own = look_up_first(first)
+    for column in others:
+        values = pc.unique(column).drop_null()
+        look_up, count = _look_up(values), len(values)
+        pairs = _pairs(own, look_up(column), count)
+        look_up_pair = _look_up(pc.unique(pa.array(pairs[pairs >= 0])))
+        own = look_up_pair(pa.chunked_array([pairs]))
+        look_ups.append((look_up, count, look_up_pair))
 
-    def together(columns: Sequence[pa.ChunkedArray]) -> Array:
-        total = np.zeros(len(columns[0]), np.int64)
-        for column, values in zip(columns, known, strict=True):
-            codes = _index_in(column, values)
-            total = np.where((total < 0) | (codes < 0), -1, total * len(values) + codes)
-        return total
+    def coded(columns: Sequence[pa.ChunkedArray]) -> Array:
+        found = look_up_first(columns[0])
+        for column, (look_up, count, look_up_pair) in zip(columns[1:], look_ups, strict=True):
+            found = look_up_pair(pa.chunked_array([_pairs(found, look_up(column), count)]))
+        return found
 
-    own = together(columns)
-    pairs = pc.unique(pa.array(own[own >= 0]))
-    return _index_in(pa.array(own), pairs), lambda others: _index_in(pa.array(together(others)), pairs)
+    return own, coded
+
+
+def _pairs(codes: Array, others: Array, count: int) -> Array:
+    """One number for two, the second below a count."""
+    return np.where((codes < 0) | (others < 0), -1, codes * count + others)
 
 
 def _look_up(values: pa.Array) -> Callable[[pa.ChunkedArray], Array]:
@@ -213,7 +220,7 @@ def _look_up(values: pa.Array) -> Callable[[pa.ChunkedArray], Array]:
     return looked_up
 
 
-def _index_in(column: pa.ChunkedArray | pa.Array, values: pa.Array) -> Array:
+def _index_in(column: pa.ChunkedArray, values: pa.Array) -> Array:
     return pc.fill_null(pc.index_in(column, value_set=values), -1).to_numpy().astype(np.int64)
 
 
