@@ -7,13 +7,15 @@ starts, and starts faster.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from pyspark.logger import PySparkLogger
@@ -78,9 +80,20 @@ def open_session(settings: Settings, *, app: str = "tidemark") -> SparkSession:
             os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # else a look-up of this machine's name
         if spark.log_config:
             builder = builder.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={spark.log_config}")
-    for key, value in {**_FASTER, **_ALWAYS, **with_jars(settings)}.items():
+    conf = {**_FASTER, **_ALWAYS, **with_jars(settings)}
+    for key, value in conf.items():
         builder = builder.config(key, value)
-    return _with_lakes(_with_rules(builder.getOrCreate()), settings)
+    with one_at_a_time() if "spark.jars.packages" in conf else nullcontext():
+        session = builder.getOrCreate()
+    return _with_lakes(_with_rules(session), settings)
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """While jars are fetched: of two processes that Spark's resolver runs in, one fails to move what it fetched."""
+    with Path(tempfile.gettempdir(), f"tidemark-jars-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        yield
 
 
 def _with_lakes(session: SparkSession, settings: Settings) -> SparkSession:

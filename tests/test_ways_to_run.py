@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,7 +19,7 @@ import pyarrow.parquet as pq
 import pyspark
 import pytest
 
-from jobs.session import _NOT_WITH_THEM, DELTA_JARS, cached_jars, with_jars
+from jobs.session import _NOT_WITH_THEM, DELTA_JARS, cached_jars, one_at_a_time, with_jars
 from jobs.settings import DatabaseSettings, Settings, SparkSettings
 from tests.drivers import SQLITE
 
@@ -135,6 +137,22 @@ def test_cached_jars_are_passed_by_path_so_that_no_network_is_needed():
     found = _jars(SparkSettings(master="local[1]"))
     assert "spark.jars.packages" not in found
     assert len(found["spark.jars"].split(",")) == len(DELTA_JARS)
+
+
+def test_of_two_processes_one_fetches_jars_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def is_free() -> bool:
+        with next(tmp_path.glob("tidemark-jars-*")).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    with one_at_a_time():
+        assert not is_free()
+    assert is_free()
 
 
 def settings_of(jars: str, **conf: str) -> Settings:
