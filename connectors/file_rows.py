@@ -47,6 +47,10 @@ class FileRows:
                 found.append(file.metadata.num_rows)
         return tuple(found)
 
+    def bytes_of(self, columns: Sequence[str]) -> int:
+        """What these columns take in memory, by the files' footers."""
+        return sum(group.bytes_of(columns) for group in self.row_groups())
+
     def read(self, columns: Sequence[str]) -> pa.Table:
         parts = [group.read(columns) for group in self.row_groups()]
         return pa.concat_tables(parts) if parts else self.columns(columns).empty_table()
@@ -71,6 +75,12 @@ class RowGroup:
     @property
     def rows(self) -> int:
         return int(self.file.metadata.row_group(self.number).num_rows)
+
+    def bytes_of(self, columns: Sequence[str]) -> int:
+        """At least: a value that is stored as a number of its dictionary takes more."""
+        group = self.file.metadata.row_group(self.number)
+        stored = [group.column(n) for n in range(group.num_columns)]
+        return sum(column.total_uncompressed_size for column in stored if column.path_in_schema in columns)
 
     def bounds(self, name: str) -> tuple[Any, Any] | None:
         """The least and the greatest value of a column; None where the file does not tell."""
