@@ -9,7 +9,7 @@ every task finds at the same path (`file:`) are read so. What cannot be read is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,7 +89,8 @@ class RowGroup:
             column = group.column(n)
             if column.path_in_schema == name:
                 told = column.statistics
-                return (told.min, told.max) if told is not None and told.has_min_max else None
+                with suppress(OverflowError):  # a time that Python has no date for
+                    return (told.min, told.max) if told is not None and told.has_min_max else None
         return None
 
     def read(self, columns: Sequence[str]) -> pa.Table:

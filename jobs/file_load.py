@@ -359,8 +359,10 @@ def columns_of(files: PlainFiles, group: GroupJoin) -> FileRows | None:
     """What a load reads of files; None where it is Spark's to read them, or values decide what is latest."""
     if group.skip_nulls or group.maps:
         return None
-    wanted = [*group.keys, EVENT_TIME, CREATED_TIME, REJECTED, *group.features]
-    schema = StructType([field for field in files.schema.fields if field.name in wanted])
+    wanted = {*group.keys, EVENT_TIME, CREATED_TIME, *group.features}
+    if not wanted <= set(files.schema.names):
+        return None
+    schema = StructType([field for field in files.schema.fields if field.name in {*wanted, REJECTED}])
     return file_rows([file.uri for file in files.newest_first], schema)
 
 
