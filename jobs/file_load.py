@@ -289,7 +289,7 @@ def _spread(column: pa.Array) -> Numbers:
         words = np.frombuffer(column.buffers()[1], np.int64).reshape(-1, 2)[column.offset :][: len(column)]
         return np.bitwise_xor(words[:, 0], words[:, 1])
     narrow = {pa.bool_(): pa.uint8(), pa.date32(): pa.int32()}.get(column.type, column.type)
-    return np.asarray(column.cast(narrow).cast(pa.int64()).to_numpy())
+    return np.asarray(column.cast(narrow).cast(pa.int64()).fill_null(0).to_numpy())
 
 
 def _of_bytes(column: pa.Array) -> Numbers:

@@ -82,6 +82,8 @@ def drawn(draw: random.Random, key: Callable[[int], Key]) -> list[list[Row]]:
             if alike not in taken or same:
                 taken.add(alike)
                 why = draw.choice([None, "bad"]) if rejects else None
+                if why and draw.random() < 0.1:
+                    entity = (None,) * len(entity)
                 rows.append((entity, time, created, draw.randrange(10**9), why))
         files.append(rows)
     return [rows for rows in files if rows]
