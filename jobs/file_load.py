@@ -128,14 +128,15 @@ class LatestOfFiles:
             others = np.ones(len(newest), np.bool_)
             others[of_touched] = False
             newest[others] = GREATEST
-        found = _Candidates(len(newest), of_touched)
+        found = _Candidates(len(newest), of_touched, newest)
         for group, until_us in self._groups(part):
             column = group.read([key])[key]
             codes = (column.fill_null(least) if column.null_count else column).to_numpy() - least
             places = np.flatnonzero(newest[codes] <= until_us)
             if len(places):
                 times, good = self._times(group, part)
-                places = places[good[places]]
+                if len(places) < len(codes) or not good.all():
+                    places = places[good[places]]
                 if column.null_count and column.take(pa.array(places)).null_count:
                     raise HandedBackError
                 codes, times = codes[places], times[places]
@@ -192,9 +193,9 @@ class LatestOfFiles:
             is_touched[found.of_touched] = True
             touched = np.flatnonzero(is_touched[codes])
             codes, times, places = codes[touched], times[touched], places[touched]
-        newest = _newest(codes, times, found.size)
-        newest = newest[times[newest] <= until_us]
-        codes, places = codes[newest], places[newest]
+        most = _greatest(codes, times, found.size) if found.newest is None else found.newest
+        latest = np.flatnonzero((most[codes] == times) & (times <= until_us))
+        codes, places = codes[latest], places[latest]
         winners = np.full(found.size, -1)
         winners[codes] = places
         if np.count_nonzero(winners >= 0) < len(codes):
@@ -202,8 +203,8 @@ class LatestOfFiles:
             tied = tied[np.argsort(places[tied])]
             codes, places = codes[tied], places[tied]
             created = np.concatenate([_micros(rows[CREATED_TIME]) for rows in self.at(places, [CREATED_TIME])])
-            newest = _newest(codes, created, found.size)
-            codes, places = codes[newest], places[newest]
+            latest = np.flatnonzero(_greatest(codes, created, found.size)[codes] == created)
+            codes, places = codes[latest], places[latest]
             if len(np.unique(codes)) < len(codes):
                 raise HandedBackError
             winners[codes] = places
@@ -224,6 +225,7 @@ class _Candidates:
 
     size: int  # numbers of entities that there may be
     of_touched: Numbers | None
+    newest: Numbers | None = None  # time of each entity, where it is known already
     codes: list[Numbers] = field(default_factory=list)
     times: list[Numbers] = field(default_factory=list)
     places: list[Numbers] = field(default_factory=list)
@@ -266,11 +268,11 @@ class Located:
             start += len(found)
 
 
-def _newest(codes: Numbers, times: Numbers, size: int) -> Numbers:
-    """Which rows have the greatest time of their entity."""
-    most = np.full(size, LEAST)
-    np.maximum.at(most, codes, times)
-    return np.flatnonzero(most[codes] == times)
+def _greatest(codes: Numbers, times: Numbers, size: int) -> Numbers:
+    """The greatest time of each entity."""
+    found = np.full(size, LEAST)
+    np.maximum.at(found, codes, times)
+    return found
 
 
 def slices_of(keys: Sequence[Numbers], slices: int) -> Numbers:
