@@ -9,7 +9,7 @@ every task finds at the same path (`file:`) are read so. What cannot be read is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +47,10 @@ class FileRows:
                 found.append(file.metadata.num_rows)
         return tuple(found)
 
+    def bytes_of(self, columns: Sequence[str]) -> int:
+        """What these columns take in memory, by the files' footers."""
+        return sum(group.bytes_of(columns) for group in self.row_groups())
+
     def read(self, columns: Sequence[str], start: int = 0, stop: int | None = None) -> pa.Table:
         """The rows from a number up to another, by default all."""
         parts = []
@@ -77,6 +81,12 @@ class RowGroup:
     def rows(self) -> int:
         return int(self.file.metadata.row_group(self.number).num_rows)
 
+    def bytes_of(self, columns: Sequence[str]) -> int:
+        """At least: a value that is stored as a number of its dictionary takes more."""
+        group = self.file.metadata.row_group(self.number)
+        stored = [group.column(n) for n in range(group.num_columns)]
+        return sum(column.total_uncompressed_size for column in stored if column.path_in_schema in columns)
+
     def bounds(self, name: str) -> tuple[Any, Any] | None:
         """The least and the greatest value of a column; None where the file does not tell."""
         group = self.file.metadata.row_group(self.number)
@@ -84,7 +94,8 @@ class RowGroup:
             column = group.column(n)
             if column.path_in_schema == name:
                 told = column.statistics
-                return (told.min, told.max) if told is not None and told.has_min_max else None
+                with suppress(OverflowError):  # a time that Python has no date for
+                    return (told.min, told.max) if told is not None and told.has_min_max else None
         return None
 
     def read(self, columns: Sequence[str]) -> pa.Table:

@@ -63,6 +63,11 @@ class PlainFiles:
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
 
+    @property
+    def newest_first(self) -> list[PlainFile]:
+        """In the order of their newest times; before all others those that tell none."""
+        return sorted(self.files, key=lambda file: (file.newest_us is None, file.newest_us or 0), reverse=True)
+
     def rows(self) -> DataFrame:
         """The feature rows in them."""
         reader, uris = self.spark.read.schema(self.schema), [file.uri for file in self.files]

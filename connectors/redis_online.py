@@ -3,7 +3,7 @@
     tm:customer:c-17  {customer_purchases:1 -> packed, customer_support:3 -> packed}
 
     write   keys, values -> calls of 50 entities as one stream of bytes -> a Lua script compares and stores
-            while all keys are new and none expires, blocks of plain commands, which cost the server a third less
+            while all is new and nothing expires, plain commands, which cost the server a third less
     read    keys x fields -> one pipelined HMGET per key, one round trip
 
 Newer wins inside the server: the script compares event_times where the value lies, so writers need no lock and any load
@@ -14,9 +14,9 @@ Redis counts by its own clock and in milliseconds; readers check the ttl exactly
 lives a second longer than its last value, and a value that is past its ttl by the server's clock is not stored.
 
 What it needs of a restricted Redis user: EVALSHA, SCRIPT LOAD, EXISTS, HGET, HSET, HSETNX, HMGET, HDEL, PTTL,
-PEXPIREAT, PERSIST, TIME, PING, on the keys of its prefix, and MULTI and EXEC, without which it is slower. In a Redis
-Cluster also ASKING, COMMAND and CLUSTER SLOTS. An audit of all entities asks INFO, SCAN and HEXISTS, too; a forecast
-INFO and, where it may, CONFIG GET; generations EVAL, HINCRBY, HGETALL, HKEYS, SCAN, INFO and UNLINK.
+PEXPIREAT, PERSIST, TIME, PING, on the keys of its prefix, and MULTI, EXEC and INFO, without which it is slower. In a
+Redis Cluster also ASKING, COMMAND and CLUSTER SLOTS. An audit of all entities asks INFO, SCAN and HEXISTS, too; a
+forecast INFO and, where it may, CONFIG GET; generations EVAL, HINCRBY, HGETALL, HKEYS, SCAN, INFO and UNLINK.
 """
 
 from __future__ import annotations
@@ -56,7 +56,17 @@ from connectors.online_store import WriteCounts
 from connectors.pacing import BURST_SECONDS, Patience, TokenBucket
 from connectors.redis_cluster import ClusterRoute, is_cluster, slots_of
 from connectors.redis_memory import ServerMemory, server_memory
-from connectors.redis_stream import OneServer, Route, Stopped, blocks, new_blocks, run_calls, script_calls
+from connectors.redis_stream import (
+    OneServer,
+    Route,
+    Stopped,
+    blocks,
+    fields,
+    new_blocks,
+    new_fields,
+    run_calls,
+    script_calls,
+)
 from feature_defs.errors import OnlineStoreError, UsageError
 
 ENTITIES_PER_CALL = 50
@@ -285,15 +295,35 @@ class RedisOnlineStore:
         return OneServer(self._client, WRITE_SCRIPT)
 
     def _written_new(self, rows: WriteRows, field: bytes) -> tuple[WriteCounts, WriteRows]:
-        """Write what is all new, block by block; the others are left, whatever the reason."""
-        calls = blocks(rows.keys, rows.values, rows=rows.bounds, field=field)
-        found = new_blocks(self._route_of(rows), calls, self._bucket)
+        """Write what is all new, call by call; the others are left, whatever the reason."""
+        route, so_far = self._route_of(rows), self._expired()
+        if so_far is None:
+            calls = blocks(rows.keys, rows.values, rows=rows.bounds, field=field)
+            found = new_blocks(route, calls, self._bucket)
+        else:
+            calls = fields(rows.keys, rows.values, rows=rows.bounds, field=field)
+            found = new_fields(route, calls, self._bucket)
+            if self._expired() != so_far:  # another group's key, which expires, may have come first
+                found[:] = False
         self._new = bool(found.all())
         if self._new:
             return WriteCounts(written=len(rows.keys), bytes=rows.value_bytes), rows.slice(0, 0)
         kept = np.repeat(found, np.diff(calls.rows))
         done, left = rows.taken(np.flatnonzero(kept)), rows.taken(np.flatnonzero(~kept))
         return WriteCounts(written=len(done.keys), bytes=done.value_bytes), left
+
+    def _expired(self) -> int | None:
+        """How many keys have expired, of a server of which now none will; None for another, and for one that does not
+        tell. If it is the same after a write, no key that was written expires."""
+        if self._cluster:
+            return None
+        try:
+            keys = self._client.info("keyspace")
+            return (
+                None if any(found["expires"] for found in keys.values()) else self._client.info("stats")["expired_keys"]
+            )
+        except (RedisError, KeyError):
+            return None
 
     def read(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> list[list[bytes | None]]:
         if not keys or not fields:

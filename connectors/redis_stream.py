@@ -21,6 +21,9 @@ plain commands; if not, the script writes them once more.
 
     MULTI, EXISTS key ..., n times HSETNX key field value, EXEC
 
+Where no key of the store expires, what matters is that the field was not there: then the HSETNX alone are sent. To keep
+commands for a transaction costs the server a fifth more.
+
 A lane is one connection with what it has to send. Each step sends a chunk and then reads the answers to the chunk
 before it, so the server always has work. At most two chunks are on their way, and the answers to them are smaller than
 any socket's buffer: so the server is never kept from reading by answers that nobody reads, and neither side waits for
@@ -97,14 +100,22 @@ def script_calls(
 def blocks(keys: pa.Array, values: pa.Array, *, rows: Numbers, field: bytes) -> Calls:
     """Transactions that write what is all new; `new_blocks` sends them."""
     sizes = np.diff(rows)
-    key_bulks, nothing = _bulks(keys), pa.scalar(b"", _BYTES)
-    start, middle = (pa.scalar(text, _BYTES) for text in (b"*4\r\n$6\r\nHSETNX\r\n", _bulk(field)))
-    sets = pc.binary_join_element_wise(start, key_bulks, middle, _bulks(values), nothing)
     found, which = np.unique(sizes, return_inverse=True)
     texts = [b"*1\r\n$5\r\nMULTI\r\n*%d\r\n$6\r\nEXISTS\r\n" % (1 + size) for size in found.tolist()]
     heads = pa.array(texts, _BYTES).take(pa.array(which))
     end = pa.scalar(b"*1\r\n$4\r\nEXEC\r\n", _BYTES)
-    return _calls([heads, _slices(key_bulks, rows), _slices(sets, rows), end], rows, sizes + 2)
+    return _calls([heads, _slices(_bulks(keys), rows), _slices(_sets(keys, values, field), rows), end], rows, sizes + 2)
+
+
+def fields(keys: pa.Array, values: pa.Array, *, rows: Numbers, field: bytes) -> Calls:
+    """Commands that each set a field that is not there; `new_fields` sends them."""
+    sizes = np.diff(rows)
+    return _calls([_slices(_sets(keys, values, field), rows)], rows, sizes - 1)
+
+
+def _sets(keys: pa.Array, values: pa.Array, field: bytes) -> pa.LargeBinaryArray:
+    start, middle, nothing = (pa.scalar(text, _BYTES) for text in (b"*4\r\n$6\r\nHSETNX\r\n", _bulk(field), b""))
+    return pc.binary_join_element_wise(start, _bulks(keys), middle, _bulks(values), nothing)
 
 
 def _calls(pieces: Sequence[pa.Array | pa.Scalar], rows: Numbers, before: Numbers) -> Calls:
@@ -339,9 +350,24 @@ def run_together(lanes: Sequence[Lane]) -> None:
 
 def new_blocks(route: Route, calls: Calls, bucket: TokenBucket | None) -> npt.NDArray[np.bool_]:
     """Send `blocks` until the first with a key that is there; which of them wrote all their entities."""
+    return _all_new(route, calls, bucket, _answers_of_a_new_block, lambda size: [0] + [1] * size)
+
+
+def new_fields(route: Route, calls: Calls, bucket: TokenBucket | None) -> npt.NDArray[np.bool_]:
+    """Send `fields` until the first that is there; which of the calls set all of theirs."""
+    return _all_new(route, calls, bucket, lambda size: b":1\r\n" * size, lambda _: AS_HOPED)
+
+
+def _all_new(
+    route: Route,
+    calls: Calls,
+    bucket: TokenBucket | None,
+    raw_answer: Callable[[int], bytes],
+    answer: Callable[[int], Any],
+) -> npt.NDArray[np.bool_]:
     sizes = np.diff(calls.rows).tolist()
-    parsed = {size: [0] + [1] * size for size in set(sizes)}
-    raw = {size: _answers_of_a_new_block(size) for size in parsed}
+    parsed = {size: answer(size) for size in set(sizes)}
+    raw = {size: raw_answer(size) for size in parsed}
     expects = [raw[size] for size in sizes]
 
     def is_new(call: int, reply: Any) -> bool:

@@ -1,21 +1,24 @@
 """What a load has to bring online: all entities, those that changed since the store's last load, or none.
 
-    the receipt that the store names  +  the table now  ->  Work(how, why, rows)
+    the receipt that the store names  +  the table now  ->  Work(how, why, ...)  ->  loaded
 
 Rows are (keys, event_time, features, limit): a stored value up to `limit` may be replaced by an older one, and an
 entity without an event_time is removed. So corrected and deleted rows arrive as surely as new ones.
+
+They are found in the table's files where that can be done (file_load.py), else by Spark (transforms/latest.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from connectors.codec import CODEC_VERSION
@@ -25,6 +28,8 @@ from connectors.readable import any_version, what_is_gone
 from connectors.receipts import Receipt
 from connectors.table_stats import table_bytes
 from feature_defs.join_plan import GroupJoin
+from jobs.file_load import LatestOfFiles, columns_of, latest_of_files, load_files, touched_in
+from jobs.online_load import LoadCounts, load_rows
 from jobs.transforms.as_of import latest_rows
 from jobs.transforms.latest import (
     FIRST,
@@ -39,6 +44,7 @@ from jobs.transforms.latest import (
 from jobs.transforms.locate import Keep
 from jobs.transforms.rows import after
 
+Batches = Iterator[pa.RecordBatch]
 _LARGE = 64 << 20  # bytes; of less, choosing among all rows is quicker than a step of its own
 _LITTLE = 8 << 20  # bytes of files that one task reads as soon as several, and whose entities the driver holds
 FULL, CHANGED, NOTHING = "full", "changed", "nothing new"
@@ -52,12 +58,31 @@ _NO_CHANGES = re.compile(
 
 @dataclass(frozen=True)
 class Work:
-    """`why` says why all is loaded, and what cannot be known then."""
+    """`why` says why all is loaded, and what cannot be known then. Of files or rows one is there, unless nothing is to
+    be done; files also with `by_spark`, the same work without them."""
 
     how: str
     why: str
-    rows: DataFrame | None
+    rows: DataFrame | None = None
     entities: int = 0  # at least so many, as they were counted before
+    files: LatestOfFiles | None = None
+    by_spark: Callable[[], Work] | None = None
+
+
+def loaded(
+    work: Work, load: Callable[[Batches], Batches], subject: str, *, spark: SparkSession, writers: int | None = None
+) -> LoadCounts:
+    """Do it by this partition function, in at most so many tasks at once."""
+    if work.files is not None:
+        counts = load_files(spark, work.files, load, subject, writers=writers)
+        if counts is not None:
+            return counts
+    if work.by_spark is not None:
+        work = work.by_spark()
+    if work.rows is None:
+        return LoadCounts()
+    rows = work.rows if writers is None else work.rows.coalesce(writers)
+    return load_rows(rows, load, subject, least=work.entities)
 
 
 @dataclass(frozen=True)
@@ -93,8 +118,7 @@ class Loading:
 
     def work(self, receipt: Receipt | None, *, full: bool, keep: Keep) -> Work:
         if receipt is None:
-            latest, entities = self._latest(keep, with_limits=False)
-            return Work(FULL, FIRST_LOAD, without_limits(latest), entities)
+            return self._all(keep)
         why = self._why_all(receipt, full=full)
         if not why:
             found = self._since(receipt, keep)
@@ -106,6 +130,15 @@ class Loading:
     @cached_property
     def _rows(self) -> _Rows:
         return _Rows(self.table, self.version, plain_files(self.table, self.version))
+
+    def _all(self, keep: Keep) -> Work:
+        def by_spark() -> Work:
+            latest, entities = self._latest(keep, with_limits=False)
+            return Work(FULL, FIRST_LOAD, without_limits(latest), entities)
+
+        files = self._rows.files
+        found = latest_of_files(files, self.group, now_us=self.now_us) if files else None
+        return by_spark() if found is None else Work(FULL, FIRST_LOAD, files=found, by_spark=by_spark)
 
     def _latest(self, keep: Keep, *, with_limits: bool) -> tuple[DataFrame, int]:
         rows = self._rows
@@ -156,21 +189,36 @@ class Loading:
         return PlainChanges(nothing, nothing)
 
     def _of_files(self, receipt: Receipt, changed: PlainChanges, rows: _Rows, keep: Keep) -> Work:
-        """Few changes are told to the driver: a step that keeps them would take longer than all others."""
         assert rows.files is not None
         span = self._coming(receipt)
         coming = rows.files.between(span.after_us, span.until_us).without(changed.came)
+        if not changed.bytes and not coming.files:
+            return Work(NOTHING, "")
+        if changed.bytes + coming.bytes > _LITTLE:
+            return self._of(self._touched(changed, coming, span, in_one_task=False), rows, keep)
+        came, went, coming_rows = (columns_of(files, self.group) for files in (changed.came, changed.went, coming))
+        if came is None or went is None or coming_rows is None:
+            return self._of_few(changed, coming, span, rows)
+        entities = touched_in(came, went, coming_rows, self.group.keys, span=span, now_us=self.now_us)
+        if not len(entities):
+            return Work(NOTHING, "")
+        near = rows.files if (first_us := _all_after(entities)) is None else rows.files.after(first_us - 1)
+        found = latest_of_files(near, self.group, now_us=self.now_us, touched=entities.drop_columns([FIRST]))
+        if found is None:
+            return self._of_few(changed, coming, span, rows)
+        return Work(CHANGED, "", files=found, by_spark=lambda: self._of_few(changed, coming, span, rows))
+
+    def _touched(self, changed: PlainChanges, coming: PlainFiles, span: Span, *, in_one_task: bool) -> DataFrame:
         visible = coming.rows().where(span.condition) if coming.files else None
         changes = changed.rows() if changed.bytes else None
-        if visible is None and changes is None:
-            return Work(NOTHING, "", None)
-        is_little = changed.bytes + coming.bytes <= _LITTLE
-        found = touched(changes, visible, self.group.keys, now_us=self.now_us, in_one_task=is_little)
-        if not is_little:
-            return self._of(found, rows, keep)
+        return touched(changes, visible, self.group.keys, now_us=self.now_us, in_one_task=in_one_task)
+
+    def _of_few(self, changed: PlainChanges, coming: PlainFiles, span: Span, rows: _Rows) -> Work:
+        """Few changes are told to the driver: a step that keeps them would take longer than all others."""
+        found = self._touched(changed, coming, span, in_one_task=True)
         entities = found.toArrow()
         if not len(entities):
-            return Work(NOTHING, "", None)
+            return Work(NOTHING, "")
         limits = entities[LIMIT]
         counts = {
             "entities": len(entities),
@@ -190,7 +238,7 @@ class Loading:
 
     def _of_entities(self, entities: DataFrame, counts: Mapping[str, Any], rows: _Rows) -> Work:
         if not counts["entities"]:
-            return Work(NOTHING, "", None)
+            return Work(NOTHING, "")
         found = latest_of_touched(
             rows.after, entities, self.group, first_us=counts["first"], lost=counts["lost"], now_us=self.now_us
         )
@@ -213,3 +261,9 @@ class Loading:
             old = newest_times(self.table.read(receipt.table_version), list(self.group.keys), now_us=seen_us)
             before, _ = keep(old, [F.count(F.lit(1)).alias("entities")])
         return Work(FULL, why, with_all_limits(latest, before, list(self.group.keys)), entities)
+
+
+def _all_after(entities: pa.Table) -> int | None:
+    """The least time that rows came with; None when an entity lost one, and needs all its rows."""
+    lost = entities[LIMIT].null_count < len(entities)
+    return None if lost else pc.min(entities[FIRST]).as_py()

@@ -30,9 +30,9 @@ from feature_defs.model import FeatureGroup
 from jobs import arguments
 from jobs.forecast import ForecastReport, estimated, forecast
 from jobs.joining import keeping
-from jobs.load_work import FIRST_LOAD, NOTHING, Loading
+from jobs.load_work import FIRST_LOAD, NOTHING, Loading, loaded
 from jobs.online_address import at_store, in_generation, online_address, store_names
-from jobs.online_load import LoadCounts, load_rows, partition_load, writers_for
+from jobs.online_load import partition_load, writers_for
 from jobs.place import LOAD_WORK, Place, new_run, now_us, online_folder, online_groups
 from jobs.report import counted, step, table
 from jobs.settings import MAIN_STORE
@@ -274,15 +274,11 @@ def _load(place: Place, name: str, run: _Run, group: FeatureGroup) -> LoadedGrou
     wanted = group_join(group, snapshot.definitions, group.features)
     with keeping(joined(folder, LOAD_WORK + of_store)) as keep:
         work = Loading(source, version, wanted, definition, run.now_us).work(receipt, full=run.full, keep=keep)
-        counts = LoadCounts()
-        if work.rows is not None:
-            entity = snapshot.definitions.entity_of(group)
-            rows, share = work.rows, None
-            if run.rate is not None:
-                writers = writers_for(run.rate)
-                rows, share = rows.coalesce(writers), run.rate / writers
-            load = partition_load(group, entity, address, definition=definition, now_us=run.now_us, rate=share)
-            counts = load_rows(rows, load, f"FeatureGroup '{group.name}'", least=work.entities)
+        entity = snapshot.definitions.entity_of(group)
+        writers = None if run.rate is None else writers_for(run.rate)
+        share = None if run.rate is None or writers is None else run.rate / writers
+        load = partition_load(group, entity, address, definition=definition, now_us=run.now_us, rate=share)
+        counts = loaded(work, load, f"FeatureGroup '{group.name}'", spark=place.spark, writers=writers)
     plain = asdict(counts)
     plain.pop("mismatched")
     done = Receipt(

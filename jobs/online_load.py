@@ -32,6 +32,7 @@ _A_TASK = 50_000.0  # entities a second that one task manages on any machine
 _SAMPLED = 100  # every so many rows one is read back
 _LEAST = np.iinfo(np.int64).min
 _SECOND_US = 1_000_000
+_AGAIN = "run the load again: a repeated load is harmless"
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,24 @@ def load_rows(rows: DataFrame, load: Callable[[Batches], Batches], subject: str,
             load, ", ".join(f"{name} bigint" for name in names)
         )
         sums = counted.agg(*(F.coalesce(F.sum(name), F.lit(0)).alias(name) for name in names)).collect()[0]
-    counts = LoadCounts(**sums.asDict())
-    handled = counts.written + counts.kept_newer + counts.expired + counts.removed + counts.absent
-    again = "run the load again: a repeated load is harmless"
-    if not told.get["rows"] == counts.entities == handled:
-        problem = f"{told.get['rows']:,} entities, {counts.entities:,} sent, {handled:,} acknowledged"
-        raise OnlineStoreError(subject, problem, hint=again)
+    counts = checked(LoadCounts(**sums.asDict()), told.get["rows"], subject)
     if counts.entities < least:
         problem = f"{counts.entities:,} entities were sent, and {least:,} were found before"
-        raise OnlineStoreError(subject, problem, hint=again)
+        raise OnlineStoreError(subject, problem, hint=_AGAIN)
+    return counts
+
+
+def checked(counts: LoadCounts, rows: int, subject: str) -> LoadCounts:
+    """The counts of so many rows; an OnlineStoreError unless every one of them was sent, acknowledged and kept."""
+    handled = counts.written + counts.kept_newer + counts.expired + counts.removed + counts.absent
+    if not rows == counts.entities == handled:
+        problem = f"{rows:,} entities, {counts.entities:,} sent, {handled:,} acknowledged"
+        raise OnlineStoreError(subject, problem, hint=_AGAIN)
     if counts.mismatched:
         problem = f"{counts.mismatched:,} of {counts.sampled:,} values that were read back are not those that were sent"
-        raise OnlineStoreError(subject, problem, hint=f"look whether the store evicts keys (maxmemory-policy); {again}")
+        raise OnlineStoreError(
+            subject, problem, hint=f"look whether the store evicts keys (maxmemory-policy); {_AGAIN}"
+        )
     return counts
 
 

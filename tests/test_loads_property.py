@@ -28,10 +28,13 @@ from connectors.file_store import local_path
 from connectors.offline_tables import OfflineTable, Span
 from connectors.redis_online import open_redis
 from feature_defs import Entity, Feature, FeatureGroup, Source
+from feature_defs.errors import DataError
 from jobs import load_work
+from jobs.file_load import load_files
 from jobs.maintain import maintain
 from jobs.materialize import LoadedGroup, materialize
 from jobs.online_address import online_address
+from jobs.online_load import LoadCounts
 from jobs.place import Place, online_folder, time_of
 from tests.lab import register
 
@@ -189,20 +192,20 @@ def lab_of(place: Place, **options: Any) -> Lab:
 
 
 @pytest.mark.parametrize(
-    ("options", "is_large"),
+    ("options", "bounds"),
     [
-        ({"offline": "delta"}, False),
-        ({"offline": "parquet"}, True),
-        ({"offline": "delta", "ttl": "4000d", "skip_nulls": True}, False),
+        ({"offline": "delta"}, {}),
+        ({"offline": "parquet"}, {"file_load._SHARED": 0, "file_load._A_SLICE": 3000}),
+        ({"offline": "parquet"}, {"file_load._MOST": 0, "load_work._LARGE": 0, "load_work._LITTLE": 0}),
+        ({"offline": "delta", "ttl": "4000d", "skip_nulls": True}, {}),
     ],
-    ids=["delta", "parquet, as if it were large", "skip_nulls"],
+    ids=["delta", "parquet, in slices", "parquet, by Spark, as if it were large", "skip_nulls"],
 )
 def test_what_is_online_is_what_a_plain_loop_says_after_every_step(
-    online_place: Place, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], is_large: bool
+    online_place: Place, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], bounds: dict[str, int]
 ) -> None:
-    if is_large:
-        monkeypatch.setattr(load_work, "_LARGE", 0)
-        monkeypatch.setattr(load_work, "_LITTLE", 0)
+    for name, bound in bounds.items():
+        monkeypatch.setattr(f"jobs.{name}", bound)
     lab = lab_of(online_place, **options)
     assert (lab.load().how, lab.online()) == ("full", lab.expected())
     steps: list[tuple[Callable[[], None], str]] = [
@@ -220,6 +223,35 @@ def test_what_is_online_is_what_a_plain_loop_says_after_every_step(
     assert lab.load().how == "changed"
     assert lab.online() == lab.expected()
     assert (lab.load(full=True).why, lab.online()) == ("as asked", lab.expected())
+
+
+@pytest.mark.parametrize("offline", ["delta", "parquet"])
+def test_rows_alike_in_both_clocks_are_decided_by_their_values(
+    online_place: Place, monkeypatch: pytest.MonkeyPatch, offline: str
+) -> None:
+    """What a task cannot decide goes Spark's way, in a first load and in one of what changed."""
+    lab = lab_of(online_place, offline=offline)
+    at, late = lab.now_us, lab.now_us + 100 * SECOND
+    lab.rows += [(key, at, late, amount, "Graz") for key in (1, 2) for amount in (2.5, None, 1.5)]
+    lab.table.replace(lab.frame(lab.rows), lab.note)
+    asked: list[LoadCounts | None] = []
+    monkeypatch.setattr(
+        load_work, "load_files", lambda *args, **more: asked.append(load_files(*args, **more)) or asked[-1]
+    )
+    assert (lab.load().how, lab.online()) == ("full", lab.expected())
+    rows: list[Row] = [(3, at, late, amount, city) for amount, city in ((0.5, "Wien"), (0.5, "Linz"))]
+    lab.rows += rows
+    lab.table.append(lab.frame(rows), lab.note, after=lab._version)
+    assert (lab.load().how, lab.online()) == ("changed", lab.expected())
+    assert asked == [None, None]
+
+
+def test_file_that_is_gone_is_named_as_such(online_place: Place) -> None:
+    lab = lab_of(online_place, offline="parquet")
+    for file in local_path(lab.table.uri).glob("data/*/*.parquet"):
+        file.unlink()
+    with pytest.raises(DataError, match="a file cannot be read: FAILED_READ_FILE"):
+        lab.load()
 
 
 def test_changed_entities_alone_are_sent(online_place: Place) -> None:
@@ -311,6 +343,7 @@ CHILD = """
 import dataclasses, os, signal, sys, time
 from pathlib import Path
 from connectors.redis_online import RedisOnlineStore
+from jobs import file_load
 from jobs.materialize import materialize
 from jobs.place import Place, time_of
 from jobs.settings import OnlineSettings
@@ -322,7 +355,7 @@ if stage == "receipt, not yet named by the store":
 online = OnlineSettings(kind="embedded", folder=str(folder / "redis"))
 place = Place(dataclasses.replace(settings_in(folder), online=online))
 if stage == "in the middle":
-    place.spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "1")
+    file_load._TOGETHER = 1
 materialize(place, now=time_of(now_us))
 """
 

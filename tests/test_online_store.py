@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import redis
 
+from connectors import redis_online
 from connectors.codec import CodecError, ValueSchema, decode, encode, event_time_of
 from connectors.online_store import OnlineStore, WriteCounts
 from connectors.redis_online import (
@@ -31,9 +33,11 @@ from connectors.redis_online import (
     EXPIRY_MARGIN_MS,
     WRITE_SCRIPT,
     RedisAddress,
+    RedisOnlineStore,
     WriteRows,
     open_redis,
 )
+from connectors.redis_stream import new_fields
 from feature_defs.errors import OnlineStoreError, UsageError
 from tests.waiting import free_port
 
@@ -330,8 +334,13 @@ def test_an_expired_key_is_gone_and_starts_anew(store: OnlineStore, server: redi
     assert expires_at(server, b"k") == pytest.approx(55, abs=0.5)
 
 
-def test_new_keys_are_written_without_the_script_and_others_by_it(store: OnlineStore, server: redis.Redis) -> None:
-    """Blocks go on as long as all is new; one key that is there, or twice in a write, ends them for a while."""
+@pytest.mark.parametrize("tells", [True, False], ids=["plain", "in blocks"])
+def test_new_keys_are_written_without_the_script_and_others_by_it(
+    store: OnlineStore, server: redis.Redis, monkeypatch: pytest.MonkeyPatch, tells: bool
+) -> None:
+    """Plain commands go on as long as all is new; one key that is there, or twice in a write, ends them for a while."""
+    if not tells:
+        monkeypatch.setattr(RedisOnlineStore, "_expired", lambda self: None)
     values = packed(*[(NOW, number) for number in range(1000)])
     keys = pa.array([b"entity %d" % number for number in range(1000)])
 
@@ -350,8 +359,31 @@ def test_new_keys_are_written_without_the_script_and_others_by_it(store: OnlineS
     assert calls_of_the_script(some=slice(200, 300), ttl_us=60 * SECOND) == 2  # expiries are the script's
     server.delete(*keys[:300].to_pylist())
     assert calls_of_the_script(some=slice(0, 1)) == 0
-    assert calls_of_the_script(some=slice(0, 100)) == 1  # only the block with the one that is there
+    # only the block with the one that is there; of plain commands also what was on its way
+    assert calls_of_the_script(some=slice(0, 100)) == (2 if tells else 1)
     assert [value for [value] in store.read(keys[:100].to_pylist(), [FIELD])] == values[:100].to_pylist()
+
+
+@pytest.mark.parametrize("is_left", [True, False], ids=["there", "expired meanwhile"])
+def test_plain_commands_are_repeated_when_a_key_came_that_expires(
+    store: OnlineStore, server: redis.Redis, monkeypatch: pytest.MonkeyPatch, is_left: bool
+) -> None:
+    """Another group's first write, which comes in between, would take our value with it when it expires."""
+
+    def while_another_writes(*args: Any) -> Any:
+        server.hset(b"k", b"support:1", b"theirs")
+        server.pexpire(b"k", 60_000 if is_left else 1)
+        if not is_left:
+            time.sleep(0.01)
+            assert not server.exists(b"k")
+        return new_fields(*args)
+
+    monkeypatch.setattr(redis_online, "new_fields", while_another_writes)
+    server.config_resetstat()
+    assert put(store, b"k", NOW) == WriteCounts(written=1, bytes=size_of(packed((NOW, 1))))
+    assert server.info("commandstats")["cmdstat_evalsha"]["calls"] > 0
+    assert expires_at(server, b"k") is None
+    assert got(store, b"k") == (NOW, 1)
 
 
 def test_a_value_that_a_cut_off_writer_left_under_a_key_that_expires_stays(

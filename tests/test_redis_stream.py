@@ -27,6 +27,7 @@ from connectors.redis_stream import (
     OneServer,
     Stopped,
     blocks,
+    fields,
     new_blocks,
     run_calls,
     script_calls,
@@ -90,6 +91,18 @@ def test_blocks_are_what_redis_py_would_send(pairs: list[tuple[bytes, bytes]], p
         expected = b"".join(packed_by_redis_py(*command) for command in [*commands, ("EXEC",)])
         assert bytes(found.data[found.starts[number] : found.starts[number + 1]]) == expected
         assert found.before[number] == len(commands)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=40)), min_size=1, max_size=12), st.integers(1, 12))
+def test_fields_are_what_redis_py_would_send(pairs: list[tuple[bytes, bytes]], per_call: int) -> None:
+    keys, values = (pa.array([pair[column] for pair in pairs], pa.binary()) for column in (0, 1))
+    rows = np.append(np.arange(0, len(pairs), per_call), len(pairs))
+    found = fields(keys, values, rows=rows, field=FIELD)
+    for number, (first, end) in enumerate(itertools.pairwise(rows)):
+        expected = b"".join(packed_by_redis_py("HSETNX", key, FIELD, value) for key, value in pairs[first:end])
+        assert bytes(found.data[found.starts[number] : found.starts[number + 1]]) == expected
+        assert found.before[number] == end - first - 1
 
 
 # --- sending, to a server that says what a test wants -----------------------------------------------------------------

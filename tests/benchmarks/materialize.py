@@ -3,15 +3,16 @@
     make bench NAME=materialize                  1 M entities x 11 features: five doubles, five whole numbers, a string
     make bench NAME=materialize ARGS="100000"    the same, a tenth
 
-`pipe` is `redis-cli --pipe`, fed a file of ready commands, HSET key field value, one an entity: the limit of a loader
-that reads no table, encodes nothing and compares nothing. `redis_py` is what one writes first: foreachPartition, each
-row packed by struct in a layout by hand, pipelines of 1,000 HSETs. All write the same keys into the same Redis, emptied
-before each, and all but redis_py the same values; numbers of keys and the bytes of a sample are compared after each.
-`again` loads once more what is there: every value is compared, and found to be there. `x10` is ten times the entities
-in one load, with the memory of the largest Python worker. `feast` is Feast's materialize of a tenth of the entities.
-`cluster` is three servers of a Redis Cluster. `job` is the whole verb over ten rows of history an entity, `one_percent`
-the verb after a hundredth of the entities got a new row. The last line is one JSON object; times are seconds, medians,
-and the first round is not counted.
+`parquet` and `delta` are loads of an offline table by what `materialize` calls: latest rows are found, packed, sent and
+a sample of them read back. `pipe` is `redis-cli --pipe`, fed a file of ready commands, HSET key field value, one an
+entity: the limit of a loader that reads no table, encodes nothing and compares nothing. `redis_py` is what one writes
+first: foreachPartition over the rows as they are, each packed by struct in a layout by hand, pipelines of 1,000 HSETs.
+All write the same keys into the same Redis, emptied before each, and all but redis_py the same values; numbers of keys
+and the bytes of a sample are compared after each. `again` loads once more what is there: every value is compared, and
+found to be there. `x10` is ten times the entities in one load, with the memory of the largest Python worker. `feast` is
+Feast's materialize of a tenth of the entities. `cluster` is three servers of a Redis Cluster. `job` is the whole verb
+over ten rows of history an entity, `one_percent` the verb after a hundredth of the entities got a new row. The last
+line is one JSON object; times are seconds, medians, and the first round is not counted.
 """
 
 from __future__ import annotations
@@ -43,17 +44,20 @@ from pyspark.sql import functions as F  # noqa: E402
 
 from connectors import codec, embedded_redis  # noqa: E402
 from connectors.codec import ValueSchema  # noqa: E402
+from connectors.offline_tables import OfflineTable, open_table  # noqa: E402
 from connectors.redis_online import RedisAddress  # noqa: E402
 from feature_defs import Entity, Feature, FeatureGroup, Source  # noqa: E402
 from feature_defs.data_types import parse  # noqa: E402
+from feature_defs.join_plan import group_join  # noqa: E402
 from jobs.compute import compute  # noqa: E402
+from jobs.joining import keeping  # noqa: E402
+from jobs.load_work import Loading, loaded  # noqa: E402
 from jobs.materialize import materialize  # noqa: E402
-from jobs.online_load import load_rows, partition_load  # noqa: E402
+from jobs.online_load import partition_load  # noqa: E402
 from jobs.place import Place, time_of  # noqa: E402
 from jobs.settings import OnlineSettings  # noqa: E402
-from jobs.transforms.latest import without_limits  # noqa: E402
 from tests.benchmarks.common import place_in, progress, redis_on_tcp, rounded, seconds, told_by_feast, watched_workers  # noqa: E402
-from tests.lab import register  # noqa: E402
+from tests.lab import checked, register  # noqa: E402
 from tests.redis_cluster import running  # noqa: E402
 
 ROUNDS = 3
@@ -70,6 +74,7 @@ group = FeatureGroup(
     "spend", entity=customer, source=source, online=True, features=[Feature(name, kind) for name, kind in FEATURES]
 )
 FIELD = codec.field_name(group.name, group.version)
+WANTED = group_join(group, checked(customer, source, group), group.features)
 
 
 # data
@@ -144,10 +149,23 @@ def through_redis_py(rows: DataFrame, address: RedisAddress) -> None:
     rows.foreachPartition(send)
 
 
-def through_partitions(rows: DataFrame, address: RedisAddress, entities: int) -> None:
+def through_tasks(table: OfflineTable, address: RedisAddress, entities: int) -> None:
+    """What `materialize` does with a group between asking the store for its last load and writing the receipt."""
     load = partition_load(group, customer, address, definition=DEFINITION, now_us=NOW_US)
-    counts = load_rows(without_limits(rows), load, "Benchmark")
+    version = table.version()
+    assert version is not None
+    with keeping(f"{table.uri}_work") as keep:
+        work = Loading(table, version, WANTED, DEFINITION, NOW_US).work(None, full=False, keep=keep)
+        counts = loaded(work, load, "Benchmark", spark=table.spark)
     assert counts.written == counts.entities == entities, counts
+
+
+def offline_table(rows: DataFrame, folder: Path, kind: str) -> OfflineTable:
+    """The rows as an offline table has them."""
+    keys, time, *features = rows.columns
+    table = open_table(rows.sparkSession, f"file://{folder}", kind)
+    table.replace(rows.select(keys, time, F.lit(None).cast("timestamp").alias("created_time"), *features), {"run": "b"})
+    return table
 
 
 def ten_times(rows: DataFrame, entities: int) -> DataFrame:
@@ -171,11 +189,9 @@ def measured(folder: Path, entities: int) -> dict[str, Any]:
         some = table.slice(part * (entities // 4), entities // 4 if part < 3 else None)
         pq.write_table(some, folder / "parquet" / f"part-{part}.parquet")
     spark = place_in(folder).spark
-    spark.read.parquet(str(folder / "parquet")).write.format("delta").save(str(folder / "delta"))
-    tables = {
-        "parquet": spark.read.parquet(str(folder / "parquet")),
-        "delta": spark.read.format("delta").load(str(folder / "delta")),
-    }
+    rows = spark.read.parquet(str(folder / "parquet"))
+    tables = {kind: offline_table(rows, folder / "tables" / kind, kind) for kind in ("parquet", "delta")}
+    ten = offline_table(ten_times(rows, entities), folder / "tables" / "ten", "parquet")
 
     address = embedded_redis.start(folder / "redis")
     times: dict[str, list[float]] = {}
@@ -195,21 +211,21 @@ def measured(folder: Path, entities: int) -> dict[str, Any]:
             progress(f"round {number} of {ROUNDS}")
             one("pipe", lambda: through_pipe(folder / "commands", address))
             one("pipe_again", lambda: through_pipe(folder / "commands", address), empty=False)
-            for name, rows in tables.items():
-                one(name, lambda rows=rows: through_partitions(rows, address, entities))  # type: ignore[misc]
-                one(f"{name}_again", lambda rows=rows: through_partitions(rows, address, entities), empty=False)  # type: ignore[misc]
+            for name, offline in tables.items():
+                one(name, lambda offline=offline: through_tasks(offline, address, entities))  # type: ignore[misc]
+                one(f"{name}_again", lambda offline=offline: through_tasks(offline, address, entities), empty=False)  # type: ignore[misc]
             if number < 2:  # the slowest: one that counts
-                one("redis_py", lambda: through_redis_py(tables["parquet"], address), same=False)
+                one("redis_py", lambda: through_redis_py(rows, address), same=False)
         server.flushall()
         before = server.info("memory")["used_memory"]
-        through_partitions(tables["parquet"], address, entities)
+        through_tasks(tables["parquet"], address, entities)
         memory = (server.info("memory")["used_memory"] - before) / entities
         loads = []
-        for rows, count in ((tables["parquet"], entities), (ten_times(tables["parquet"], entities), 10 * entities)):
+        for offline, count in ((tables["parquet"], entities), (ten, 10 * entities)):
             progress(f"{count:,} entities")
             server.flushall()
             with watched_workers() as peak:
-                took = seconds(lambda rows=rows, count=count: through_partitions(rows, address, count))  # type: ignore[misc]
+                took = seconds(lambda offline=offline, count=count: through_tasks(offline, address, count))  # type: ignore[misc]
             loads.append((count / took, peak[0]))
         server.flushall()
     embedded_redis.stop(folder / "redis")
@@ -290,13 +306,13 @@ def write_raw(folder: Path, rows: pa.Table, name: str) -> None:
     pq.write_table(rows, folder / "raw" / "rows" / f"{name}.parquet")
 
 
-def cluster_seconds(folder: Path, rows: DataFrame, entities: int) -> float:
+def cluster_seconds(folder: Path, table: OfflineTable, entities: int) -> float:
     """Into three servers of a Redis Cluster on this machine."""
     times = []
     with running(folder) as cluster:
         for _ in range(ROUNDS):
             cluster.empty()
-            times.append(seconds(lambda: through_partitions(rows, RedisAddress(cluster.url), entities)))
+            times.append(seconds(lambda: through_tasks(table, RedisAddress(cluster.url), entities)))
             assert sum(server.ask("DBSIZE") for server in cluster.masters) == entities
     return statistics.median(times)
 
