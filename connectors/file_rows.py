@@ -8,9 +8,11 @@ every task finds at the same path (`file:`) are read so. What cannot be read is 
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +20,7 @@ from pyarrow import parquet
 from pyspark.sql.types import StructType
 
 from connectors.dataset_files import arrow_schema
-from connectors.file_store import local_path
+from connectors.file_store import DRAFT, local_path
 from feature_defs.errors import DataError
 
 
@@ -99,17 +101,18 @@ class RowGroup:
         return None
 
     def read(self, columns: Sequence[str]) -> pa.Table:
-        """Columns as the table declares them; one that the file does not have yet is null."""
-        there = [name for name in columns if name in self.file.schema_arrow.names]
+        """Columns as the table declares them; one that the file does not have yet is null. As in Spark, A is a."""
+        names = {name.lower(): name for name in self.file.schema_arrow.names}
+        there = {name: names[name.lower()] for name in columns if name.lower() in names}
         with _told(self.path):
-            found = self.file.read_row_group(self.number, columns=there, use_threads=False)
+            found = self.file.read_row_group(self.number, columns=list(there.values()), use_threads=False)
         arrays = []
         for name in columns:
             kind = self.schema.field(name).type
             if name not in there:
                 arrays.append(pa.nulls(self.rows, kind))
             else:
-                column = found.column(name)
+                column = found.column(there[name])
                 arrays.append(column if column.type == kind else column.cast(kind))
         return pa.table(arrays, schema=pa.schema([self.schema.field(name) for name in columns]))
 
@@ -142,3 +145,15 @@ def _told(path: str) -> Iterator[None]:
         raise OSError(f"[FAILED_READ_FILE.FILE_NOT_EXIST] {path} SQLSTATE: KD001") from error
     except (pa.ArrowException, OSError) as error:
         raise OSError(f"[FAILED_READ_FILE.NO_HINT] {path}: {error} SQLSTATE: KD001") from error
+
+
+@contextmanager
+def made_whole(path: Path) -> Iterator[Path]:
+    """A file to write, which gets its name when all of it is there. An attempt that was taken for lost may be writing
+    the same at the same time, on another machine."""
+    draft = path.with_name(f"{DRAFT}{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
@@ -24,14 +24,15 @@ from pyspark.sql.types import StructType
 
 from connectors.delta_addresses import Folder
 from connectors.delta_log import Action, commit_actions, delta_version
+from connectors.file_rows import FileRows, file_rows
 from connectors.lakes import joined
 from connectors.offline_tables import WENT, DeltaOfflineTable, OfflineTable, ParquetOfflineTable, shown
 from connectors.table_stats import may_hold, micros
 from feature_defs.errors import DataError
-from feature_defs.model import EVENT_TIME
+from feature_defs.model import EVENT_TIME, REJECTED
 
 _READABLE = {"deletionVectors", "v2Checkpoint", "vacuumProtocolCheck"}  # what changes nothing of files that lack them
-_MOST_FILES = 1000  # Spark looks for each before it begins
+_MOST_FILES = 1000  # Spark looks for each before it begins, and tasks read the footer of each
 _PATTERN = re.compile(r"[{}\[\]*?\\]")  # what Spark takes for a pattern in a path
 _MOST_COMMITS = 200
 _RECENT = 8  # the newest of so many parts
@@ -64,22 +65,36 @@ class PlainFiles:
         return sum(file.bytes for file in self.files)
 
     @property
-    def newest_first(self) -> list[PlainFile]:
+    def newest_first(self) -> PlainFiles:
         """In the order of their newest times; before all others those that tell none."""
-        return sorted(self.files, key=lambda file: (file.newest_us is None, file.newest_us or 0), reverse=True)
+        return self._of(
+            sorted(self.files, key=lambda file: (file.newest_us is None, file.newest_us or 0), reverse=True)
+        )
 
     def rows(self) -> DataFrame:
         """The feature rows in them."""
         reader, uris = self.spark.read.schema(self.schema), [file.uri for file in self.files]
         return shown(reader.parquet(*uris) if uris else self.spark.createDataFrame([], self.schema))
 
+    def columns(self, names: Iterable[str]) -> FileRows | None:
+        """These columns, and what marks quarantined rows, for tasks to read; None where they cannot."""
+        wanted = {*names, REJECTED}
+        if not wanted - {REJECTED} <= set(self.schema.names) or len(self.files) > _MOST_FILES:
+            return None
+        schema = StructType([field for field in self.schema.fields if field.name in wanted])
+        return file_rows([file.uri for file in self.files], schema)
+
     def after(self, time_us: int) -> PlainFiles:
         """Those that may hold rows later than a time."""
-        return self._of(file for file in self.files if file.may_hold(time_us))
+        return self.within(time_us, None)
 
     def between(self, after_us: int, until_us: int) -> PlainFiles:
         """Those that may hold rows of (after, until]."""
-        return self._of(file for file in self.files if after_us < until_us and file.may_hold(after_us, until_us))
+        return self.within(after_us, until_us) if after_us < until_us else self._of(())
+
+    def within(self, after_us: int | None, until_us: int | None) -> PlainFiles:
+        """The same where either may have no bound."""
+        return self._of(file for file in self.files if file.may_hold(after_us, until_us))
 
     def without(self, others: PlainFiles) -> PlainFiles:
         known = {file.uri for file in others.files}

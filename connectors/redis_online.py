@@ -322,7 +322,7 @@ class RedisOnlineStore:
             return (
                 None if any(found["expires"] for found in keys.values()) else self._client.info("stats")["expired_keys"]
             )
-        except (RedisError, KeyError):
+        except (RedisError, KeyError, TypeError):
             return None
 
     def read(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> list[list[bytes | None]]:

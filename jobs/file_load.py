@@ -27,10 +27,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import SparkSession
-from pyspark.sql.types import StructType
 
 from connectors.dataset_files import rebatched
-from connectors.file_rows import FileRows, RowGroup, file_rows
+from connectors.file_rows import FileRows, RowGroup
 from connectors.offline_tables import Span
 from connectors.plain_files import PlainFiles
 from connectors.spark_errors import online_errors
@@ -107,7 +106,7 @@ class LatestOfFiles:
             winners = np.sort(winners[winners >= 0])
             return Located(self, winners[part.of(len(winners))])
         winners = winners[candidates.of_touched]
-        order = np.argsort(winners)[part.of(len(winners))]
+        order = np.argsort(winners, kind="stable")[part.of(len(winners))]
         touched, winners = touched.take(pa.array(order)), winners[order]
         first = int(np.searchsorted(winners, 0))
         gone, limits = touched.slice(0, first), touched[LIMIT].slice(first)
@@ -124,14 +123,14 @@ class LatestOfFiles:
             newest[slices_of([np.arange(least, greatest + 1)], self.slices) != part.number] = GREATEST
         of_touched = None
         if touched is not None:
-            of_touched = touched[key].to_numpy() - least
+            of_touched = touched[key].to_numpy().astype(np.int64) - least
             others = np.ones(len(newest), np.bool_)
             others[of_touched] = False
             newest[others] = GREATEST
         found = _Candidates(len(newest), of_touched, newest)
         for group, until_us in self._groups(part):
             column = group.read([key])[key]
-            codes = (column.fill_null(least) if column.null_count else column).to_numpy() - least
+            codes = (column.fill_null(least) if column.null_count else column).to_numpy().astype(np.int64) - least
             places = np.flatnonzero(newest[codes] <= until_us)
             if len(places):
                 times, good = self._times(group, part)
@@ -361,11 +360,7 @@ def columns_of(files: PlainFiles, group: GroupJoin) -> FileRows | None:
     """What a load reads of files; None where it is Spark's to read them, or values decide what is latest."""
     if group.skip_nulls or group.maps:
         return None
-    wanted = {*group.keys, EVENT_TIME, CREATED_TIME, *group.features}
-    if not wanted <= set(files.schema.names):
-        return None
-    schema = StructType([field for field in files.schema.fields if field.name in {*wanted, REJECTED}])
-    return file_rows([file.uri for file in files.newest_first], schema)
+    return files.newest_first.columns([*group.keys, EVENT_TIME, CREATED_TIME, *group.features])
 
 
 def touched_in(

@@ -18,7 +18,6 @@ from urllib.parse import unquote
 
 from pyspark.sql import Column, DataFrame, Observation
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
 
 from connectors.file_rows import FileRows, file_rows
 from connectors.file_store import local_path, open_file_store
@@ -26,7 +25,7 @@ from connectors.lakes import joined
 from connectors.offline_tables import writing
 from connectors.plain_files import PlainFiles
 from feature_defs.join_plan import GroupJoin, JoinPlan
-from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED
+from feature_defs.model import CREATED_TIME, EVENT_TIME
 from jobs.transforms.as_of import LEAK, training_rows
 from jobs.transforms.direct import GroupFiles, searched
 from jobs.transforms.locate import Keep, Leaks, fetched, located, numbered
@@ -37,7 +36,7 @@ IN_LINE, LOCATE, DIRECT = "in line", "locate", "direct"
 FEW = 100_000  # spine rows; below, steps of their own cost more than they save
 MOST_DIRECT = 10_000_000  # rows of a group's files, or of the spine, that one task holds: some 150 bytes each
 ANY = 1 << 62
-_MOST_FILES = 1000  # of a group: the footer of each is read
+_MOST_BYTES = 1 << 30  # of a group's features, if every row answers
 
 
 @dataclass(frozen=True)
@@ -150,12 +149,9 @@ def why_of(group: GroupJoin, spine_rows: int, way: str) -> str:
 
 def near_files(group: GroupJoin, files: PlainFiles | None, oldest: int | None, newest: int | None) -> FileRows | None:
     """What a task reads of a group's files for spine rows of these times; None where it cannot."""
-    if files is None:
-        return None
-    names = {*group.keys, EVENT_TIME, CREATED_TIME, REJECTED, *group.features}
-    schema = StructType([field for field in files.schema.fields if field.name in names])
-    near = [file.uri for file in files.files if file.may_hold(*span_of(group, oldest, newest))]
-    return file_rows(near, schema) if len(near) <= _MOST_FILES else None
+    near = files.within(*span_of(group, oldest, newest)) if files else None
+    found = near.columns([*group.keys, EVENT_TIME, CREATED_TIME, *group.features]) if near else None
+    return None if found is None or found.bytes_of(group.features) > _MOST_BYTES else found
 
 
 def _directly(
@@ -176,7 +172,7 @@ def _directly(
     assert spine is not None
     folder = str(local_path(joined(own.folder, "direct")))
     told = searched(base.sparkSession, spine, parts, plan.rules, folder)
-    sure = [(part, one) for part, one in zip(parts, told, strict=True) if not one.twins]
+    sure = [(part, one) for part, one in zip(parts, told, strict=True) if not one.handed_back]
     if not sure:
         return None, []
     leaks = [Leaks(tuple(output for _, output in part.group.columns), counted=one.leaks) for part, one in sure]

@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 from connectors.plain_files import PlainFile, PlainFiles
 from feature_defs import Entity, Feature, FeatureGroup
 from feature_defs.join_plan import GroupJoin, JoinPlan, TimeRules
-from jobs.joining import OwnFiles, join_spine, kept_in
+from jobs.joining import OwnFiles, join_spine, kept_in, near_files
 from jobs.transforms.as_of import LEAK, latest_rows, training_rows
 from jobs.transforms.direct import _coder, _same
 from jobs.transforms.features import feature_rows
@@ -203,6 +203,16 @@ def test_rows_with_equal_clocks_are_not_answered_directly(spark: SparkSession, t
     kept = kept_in(f"file://{tmp_path}/kept")
     joined = join_spine(spine_frame(spark), {group.group: row_frame(spark)}, plan, keep=kept, own=own)
     assert (joined.ways, joined.pieces) == ({group.group: "in line"}, None)
+
+
+def test_values_that_are_too_much_for_a_task_are_not_answered_directly(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = GROUPS[0]
+    files = files_of(spark, tmp_path / "rows", [row_table([without_twins(case, b=True) for case in cases()])])
+    assert near_files(group, files, None, None) is not None
+    monkeypatch.setattr("jobs.joining._MOST_BYTES", 100)
+    assert near_files(group, files, None, None) is None
 
 
 def files_of(spark: SparkSession, folder: Path, parts: list[pa.Table]) -> PlainFiles:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
+from connectors.file_rows import made_whole
 from connectors.offline_tables import OfflineTable, open_table
-from connectors.plain_files import PlainChanges, PlainFiles, plain_changes, plain_files
+from connectors.plain_files import PlainChanges, PlainFile, PlainFiles, plain_changes, plain_files
 
 DAY = 86_400_000_000
 START = 1_767_225_600_000_000  # 2026-01-01
@@ -92,3 +95,33 @@ def test_delta_table_whose_files_do_not_tell_is_left_to_delta(spark: SparkSessio
     newest = append(torn, 1)
     (tmp_path / "torn" / "_delta_log" / f"{0:020d}.json").unlink()
     assert plain_files(torn, newest) is None
+
+
+def test_columns_for_tasks_are_told_where_they_can_read_them(spark: SparkSession, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"ID": [1, 2], "later": [None, "x"]}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"id": [3]}), tmp_path / "1.parquet")
+    schema = spark.createDataFrame([], "id bigint, later string, deep interval day").schema
+    files = PlainFiles(spark, schema, tuple(PlainFile(f"file://{tmp_path}/{n}.parquet", 1) for n in range(2)))
+    found = files.columns(["id", "later"])
+    assert found is not None
+    assert found.read(["id", "later"]).to_pydict() == {"id": [1, 2, 3], "later": [None, "x", None]}
+    assert found.read(["id"], 1, 3).to_pydict() == {"id": [2, 3]}
+    assert found.counts() == (2, 1)
+    assert files.columns(["id", "missing"]) is None
+    assert files.columns(["id", "deep"]) is None  # of a type that only Spark reads
+    assert replace(files, files=files.files * 501).columns(["id"]) is None
+    assert replace(files, files=(PlainFile("hdfs://name/0.parquet", 1),)).columns(["id"]) is None
+
+
+def test_file_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
+    def make(text: str, error: Exception | None = None) -> None:
+        with made_whole(tmp_path / "file") as draft:
+            draft.write_text(text)
+            if error:
+                raise error
+
+    with pytest.raises(OSError, match="no room"):
+        make("half", OSError("no room"))
+    assert list(tmp_path.iterdir()) == []
+    make("whole")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "whole")]

@@ -5,15 +5,15 @@
          -> the features of those rows, row group by row group -> files of answers, row for row as the spine's
     spine | answers of each group                              -> `pieces`
 
-A task holds keys and clocks of one group and of the spine as numbers, some 150 bytes a row, and of the features a few
-columns of the rows that answer. So it is for what one task can hold; `jobs/joining.py` decides.
+A task holds keys and clocks of one group and of the spine as numbers, some 150 bytes a row, and of the rows that
+answer up to 16 features at a time. So it is for what one task can hold; `jobs/joining.py` decides.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from pyspark.sql import SparkSession
 from pyspark.sql.types import IntegerType, StringType, StructField, StructType
 
-from connectors.file_rows import FileRows, RowGroup
+from connectors.file_rows import FileRows, RowGroup, made_whole
 from connectors.table_stats import may_hold, micros
 from feature_defs.join_plan import GroupJoin, TimeRules
 from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED
@@ -62,10 +62,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Told:
-    """What the search of a group came to: spine rows that a row with a twin answers, and of each feature the cells that
-    the other rule of `known_by` would fill otherwise. With a twin, nothing is written."""
+    """What the search of a group came to: of each feature the cells that the other rule of `known_by` would fill
+    otherwise; or that it is for Spark, since rows are alike in their clocks, or values are too long for one array."""
 
-    twins: int
+    handed_back: bool
     leaks: tuple[int, ...]
 
 
@@ -87,9 +87,11 @@ def searched(
     """Search the groups' files, and keep the answers below a folder."""
     counts = spine.counts()
     tasks = [_Searching(part, blocks_of(part, folder), spine, counts, rules, PIECE) for part in parts]
+    for block in (block for task in tasks for block in task.blocks):
+        Path(block.folder).mkdir(parents=True, exist_ok=True)
     found = in_tasks(spark, tasks, _search, TOLD).collect()
     told = {row["number"]: json.loads(row["told"]) for row in found}
-    return [Told(one["twins"], tuple(one["leaks"])) for one in (told[n] for n in range(len(tasks)))]
+    return [Told(one is None, tuple(one or ())) for one in (told[n] for n in range(len(tasks)))]
 
 
 def blocks_of(part: GroupFiles, folder: str) -> tuple[Block, ...]:
@@ -107,10 +109,11 @@ def _search(number: int, task: _Searching) -> Iterator[pa.RecordBatch]:
     found, numbers = _found(points, task)
     told = found.answers
     chosen, would = (_numbers(rows, len(points), numbers, found) for rows in (told.chosen, told.would))
-    twins = int(np.count_nonzero(told.twin))
-    leaks = [] if twins else _write_answers(task, chosen, would, found.points[told.differ])
-    counts = json.dumps({"twins": twins, "leaks": leaks})
-    yield pa.record_batch({"number": pa.array([number], pa.int32()), "told": [counts]})
+    leaks = None
+    if not told.twin.any():
+        with suppress(pa.ArrowInvalid, pa.ArrowCapacityError):
+            leaks = _write_answers(task, chosen, would, found.points[told.differ])
+    yield pa.record_batch({"number": pa.array([number], pa.int32()), "told": [json.dumps(leaks)]})
 
 
 @dataclass(frozen=True)
@@ -280,14 +283,14 @@ def _values(files: FileRows, names: Sequence[str], wanted: Array) -> pa.Table:
 
 
 def _write(path: Path, values: pa.Table, place: pa.Array, piece: int) -> None:
-    """All of it or nothing: an attempt that was taken for lost may still run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"._{path.name}.{os.getpid()}")
-    with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, values.schema) as writer:
+    with (
+        made_whole(path) as draft,
+        pa.OSFile(str(draft), "wb") as sink,
+        pa.ipc.new_file(sink, values.schema) as writer,
+    ):
         for start in range(0, len(place), piece):
             (batch,) = values.take(place.slice(start, piece)).combine_chunks().to_batches()
             writer.write_batch(batch)
-    draft.replace(path)
 
 
 def _same(left: pa.ChunkedArray, right: pa.ChunkedArray) -> Array:

@@ -6,7 +6,6 @@ spine's files | answers of each group  ->  rows for Spark to go on with, or file
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,8 @@ from pyarrow import parquet
 from pyspark.sql import DataFrame
 from pyspark.sql.types import StructField, StructType
 
-from connectors.file_rows import FileRows
+from connectors.file_rows import FileRows, made_whole
+from connectors.file_store import DRAFT
 from feature_defs.model import EVENT_TIME
 from feature_defs.splits import SPLIT
 from jobs.transforms.arrays import in_tasks
@@ -85,6 +85,8 @@ class Pieces:
         total: Counter[str] = Counter()
         for row in in_tasks(self.base.sparkSession, self._tasks, written, TOLD).collect():
             total.update(json.loads(row["told"]))
+        for draft in Path(folder).rglob(f"{DRAFT}*"):  # of an attempt that was killed
+            draft.unlink(missing_ok=True)
         return dict(total) | parts_of(total["spine"], "spine") | parts_of(total["row"], "row")
 
     @property
@@ -141,6 +143,7 @@ def _written(table: pa.Table, layout: Layout, folder: Path, file: str) -> dict[s
         _write_parquet(rows, folder / file)
         return told
     for part in pc.unique(rows.column(SPLIT)).to_pylist():
+        (folder / f"{SPLIT}={part}").mkdir(exist_ok=True)
         own = rows.filter(pc.equal(rows.column(SPLIT), part)).drop_columns([SPLIT])
         told[f"part_{part}"] = len(own)
         _write_parquet(own, folder / f"{SPLIT}={part}" / file)
@@ -153,9 +156,5 @@ def _any_null(columns: Sequence[pa.ChunkedArray]) -> int:
 
 
 def _write_parquet(rows: pa.Table, path: Path) -> None:
-    """Under its name only when all of it is there; another attempt writes the same."""
-    path.parent.mkdir(exist_ok=True)
-    draft = path.with_name(f"._{path.name}.{os.getpid()}")
-    # a column whose values hardly repeat gives its dictionary up early
-    parquet.write_table(rows, draft, compression="snappy", dictionary_pagesize_limit=1 << 16, store_schema=False)
-    draft.replace(path)
+    with made_whole(path) as draft:  # a column whose values hardly repeat gives its dictionary up early
+        parquet.write_table(rows, draft, compression="snappy", dictionary_pagesize_limit=1 << 16, store_schema=False)
