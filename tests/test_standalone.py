@@ -128,19 +128,31 @@ class Site:
         return driver, Application(port)
 
     def disturbed(
-        self, place: str, verb: str, *words: str, amid: Callable[[Application], bool], dynamic: bool = False
+        self,
+        place: str,
+        verb: str,
+        *words: str,
+        amid: Callable[[Application], bool],
+        dynamic: bool = False,
+        script: Path | None = None,
     ) -> Any:
         """The report of a verb that lost a Worker amid its work. The Worker's place is taken for the next one."""
-        script = ROOT / "jobs" / f"{verb}.py"
+        script = script or ROOT / "jobs" / f"{verb}.py"
         driver, application = self.submit(
-            script, *words, "--profile", self.profile(place), "--json", name=verb, dynamic=dynamic
+            script,
+            *words,
+            "--profile",
+            self.profile(place),
+            "--json",
+            name=script.stem,
+            dynamic=dynamic,
         )
         with driver:
             kill_a_busy_worker(self.cluster, application, lambda: amid(application), driver)
             assert len(self.cluster.alive()) == 1
             printed, said = driver.communicate(timeout=600)
         assert driver.returncode == EXIT_DONE, said[-4000:]
-        assert lost_tasks(self.event_log(verb)), "no task was lost: the kill hit nothing"
+        assert lost_tasks(self.event_log(script.stem)), "no task was lost: the kill hit nothing"
         self.cluster.add_workers(1)
         return json.loads(printed[printed.index("{") :])  # spark-submit prints lines of its own first
 
@@ -240,13 +252,18 @@ def rows_of(site: Site, place: str, group: str) -> pa.Table:
     return shown.sort_by([("customer_id", "ascending"), (EVENT_TIME, "ascending")]).combine_chunks()
 
 
-def test_a_worker_killed_amid_a_training_set_costs_no_cell(calm: list[Any], site: Site) -> None:
-    """With the shuffled rows of spine and features on the executor that went, and with dynamic allocation."""
+@pytest.mark.parametrize("shuffled", [True, False], ids=["shuffled", "direct"])
+def test_a_worker_killed_amid_a_training_set_costs_no_cell(calm: list[Any], site: Site, shuffled: bool) -> None:
+    """With the shuffled rows of spine and features on the executor that went, or what a task had found in files; and
+    with dynamic allocation."""
 
     def amid(application: Application) -> bool:
-        return any(stage["shuffleWriteBytes"] > MORE_THAN_A_LOG for stage in application.stages("complete"))
+        done = application.stages("complete")
+        return any(stage["shuffleWriteBytes"] > MORE_THAN_A_LOG for stage in done) if shuffled else bool(done)
 
-    report = site.disturbed("storm", "training_set", *TRAINING_SET.split(), amid=amid, dynamic=True)
+    words, script = TRAINING_SET.split(), Path(__file__).with_name("standalone_shuffled.py") if shuffled else None
+    report = site.disturbed("storm", "training_set", *words, amid=amid, dynamic=True, script=script)
+    assert (set(report["ways"].values()) == {"direct"}) == (not shuffled)
     expected = reports(calm, "training-set")[0]
     same = ("rows", "hash", "matched", "leaked_cells", "null_key_rows")
     assert {name: report[name] for name in same} == {name: expected[name] for name in same}
