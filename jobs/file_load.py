@@ -37,7 +37,7 @@ from connectors.table_stats import micros
 from feature_defs.join_plan import GroupJoin
 from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED
 from jobs.online_load import LoadCounts, checked
-from jobs.transforms.arrays import GREATEST, LEAST, encoded
+from jobs.transforms.arrays import GREATEST, LEAST, encoded, in_tasks, micros_of
 from jobs.transforms.latest import FIRST, LIMIT
 
 Batches = Iterator[pa.RecordBatch]
@@ -175,7 +175,7 @@ class LatestOfFiles:
         """The times of its rows, and which rows are feature rows that have come, later than the part begins."""
         hidden = [REJECTED] if REJECTED in self.rows.schema.names else []
         found = group.read([EVENT_TIME, *hidden])
-        times = _micros(found[EVENT_TIME])
+        times = micros_of(found[EVENT_TIME])
         good = (times > part.after_us) & (times <= self.now_us)
         return times, good & found[REJECTED].is_null().to_numpy() if hidden else good
 
@@ -201,7 +201,7 @@ class LatestOfFiles:
             tied = np.flatnonzero(np.bincount(codes, minlength=found.size)[codes] > 1)
             tied = tied[np.argsort(places[tied])]
             codes, places = codes[tied], places[tied]
-            created = np.concatenate([_micros(rows[CREATED_TIME]) for rows in self.at(places, [CREATED_TIME])])
+            created = np.concatenate([micros_of(rows[CREATED_TIME]) for rows in self.at(places, [CREATED_TIME])])
             latest = np.flatnonzero(_greatest(codes, created, found.size)[codes] == created)
             codes, places = codes[latest], places[latest]
             if len(np.unique(codes)) < len(codes):
@@ -305,12 +305,6 @@ def _of_bytes(column: pa.Array) -> Numbers:
     return (placed[high] - placed[low]) - (plain[high] - plain[low]) * low
 
 
-def _micros(times: pa.ChunkedArray) -> Numbers:
-    """Microseconds; the least number for null."""
-    numbers = times.cast(pa.int64())
-    return np.asarray((numbers.fill_null(LEAST) if numbers.null_count else numbers).to_numpy())
-
-
 # what the driver does
 
 
@@ -375,7 +369,7 @@ def touched_in(
     ):
         hidden = [REJECTED] if REJECTED in rows.schema.names else []
         found = rows.read([*keys, EVENT_TIME, *hidden])
-        time = _micros(found[EVENT_TIME])
+        time = micros_of(found[EVENT_TIME])
         chosen = (time > after_us) & (time <= until_us)
         if hidden:
             chosen &= found[REJECTED].is_null().to_numpy()
@@ -398,23 +392,18 @@ def load_files(
     OnlineStoreError unless every row arrived that was found."""
     names = [one.name for one in fields(LoadCounts)]
 
-    def task(numbers: Batches) -> Batches:
-        for number in (number for batch in numbers for number in batch.column(0).to_pylist()):
-            try:
-                located = latest.located(latest.parts[number])
-            except HandedBackError:
-                told = {name: pa.nulls(1, pa.int64()) for name in [*names, "found"]}
-                yield pa.RecordBatch.from_pydict(told)
-                continue
-            for counts in load(located.batches()):
-                yield counts.append_column("found", pa.array([located.count]))
+    def sent(part: Part) -> Batches:
+        try:
+            located = latest.located(part)
+        except HandedBackError:
+            yield pa.RecordBatch.from_pydict({name: pa.nulls(1, pa.int64()) for name in [*names, "found"]})
+            return
+        for counts in load(located.batches()):
+            yield counts.append_column("found", pa.array([located.count]))
 
-    tasks = len(latest.parts)
-    slices = spark.range(0, tasks, 1, tasks)
-    if writers is not None:
-        slices = slices.coalesce(writers)
+    rows = in_tasks(spark, latest.parts, sent, ", ".join(f"{name} bigint" for name in [*names, "found"]))
     with online_errors():
-        told = slices.mapInArrow(task, ", ".join(f"{name} bigint" for name in [*names, "found"])).collect()
+        told = (rows if writers is None else rows.coalesce(writers)).collect()
     if any(row["found"] is None for row in told):
         return None
     counts = LoadCounts(*(sum(row[name] for row in told) for name in names))

@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 from connectors.plain_files import PlainFile, PlainFiles
 from feature_defs import Entity, Feature, FeatureGroup
 from feature_defs.join_plan import GroupJoin, JoinPlan, TimeRules
-from jobs.joining import OwnFiles, join_spine, kept_in, near_files
+from jobs.joining import Joined, OwnFiles, join_spine, kept_in, near_files
 from jobs.transforms.as_of import LEAK, latest_rows, training_rows
 from jobs.transforms.direct import _coder, _same
 from jobs.transforms.features import feature_rows
@@ -126,16 +126,21 @@ def test_located_rows_equal_the_loops_row_for_row(
     joined = join_spine(spine_frame(spark), tables, plan, keep=kept_in(f"file://{tmp_path}"), few=0)
     ways = {group.group: "in line" if group.skip_nulls else "locate" for group in GROUPS}
     assert joined.ways == ways
+    assert_as_the_loops_say(joined, cases(), plan.rules)
+
+
+def assert_as_the_loops_say(joined: Joined, of: list[Case], rules: TimeRules) -> None:
+    """Every spine row once with its answers, and of groups that tell them, the leaks."""
     found = joined.rows.toArrow()
-    assert found.num_rows == joined.spine_rows == sum(len(case.spine) for case in cases())
+    assert found.num_rows == joined.spine_rows == sum(len(case.spine) for case in of)
     answers = {(row["case"], row["place"]): row for row in found.to_pylist()}
     told = {name: count for leaks in joined.leaks for name, count in leaks.counts().items()}
     expected_leaks: Counter[str] = Counter()
     for group in GROUPS:
-        rules = oracle.Rules(strict, known_by, group.ttl_us, group.skip_nulls)
-        for number, case in enumerate(cases()):
-            expected = oracle.as_of(case.spine, case.rows, rules)
-            leaks = oracle.leaks(case.spine, case.rows, rules, len(FEATURES))
+        own = oracle.Rules(rules.strict, rules.known_by, group.ttl_us, group.skip_nulls)
+        for number, case in enumerate(of):
+            expected = oracle.as_of(case.spine, case.rows, own)
+            leaks = oracle.leaks(case.spine, case.rows, own, len(FEATURES))
             for place, (values, leaked) in enumerate(zip(expected, leaks, strict=True)):
                 row = answers[number, place]
                 told_of = (number, place, group.group, case)
@@ -168,31 +173,12 @@ def test_direct_rows_equal_the_loops_row_for_row(
     files = files_of(spark, tmp_path / "rows", [row_table(own), row_table(own[:OLD]).drop_columns(["b"])])
     plan = JoinPlan("s", 1, GROUPS, TimeRules(strict=strict, known_by=known_by))
     tables = {group.group: files.rows() for group in GROUPS}
-    kept, found = (
-        f"file://{tmp_path}/kept",
-        OwnFiles({group.group: files for group in GROUPS}, f"file://{tmp_path}/own"),
-    )
-    joined = join_spine(spine_frame(spark, own).repartition(2), tables, plan, keep=kept_in(kept), own=found)
+    files_of_groups = OwnFiles({group.group: files for group in GROUPS}, f"file://{tmp_path}/own")
+    keep = kept_in(f"file://{tmp_path}/kept")
+    joined = join_spine(spine_frame(spark, own).repartition(2), tables, plan, keep=keep, own=files_of_groups)
     assert joined.ways == {group.group: "in line" if group.skip_nulls else "direct" for group in GROUPS}
     assert joined.pieces is None  # some went in line
-    rows = joined.rows.toArrow()
-    assert rows.num_rows == joined.spine_rows == sum(len(case.spine) for case in own)
-    answers = {(row["case"], row["place"]): row for row in rows.to_pylist()}
-    told = {name: count for leaks in joined.leaks for name, count in leaks.counts().items()}
-    expected_leaks: Counter[str] = Counter()
-    for group in GROUPS:
-        rules = oracle.Rules(strict, known_by, group.ttl_us, group.skip_nulls)
-        for number, case in enumerate(own):
-            expected = oracle.as_of(case.spine, case.rows, rules)
-            leaks = oracle.leaks(case.spine, case.rows, rules, len(FEATURES))
-            for place, (values, leaked) in enumerate(zip(expected, leaks, strict=True)):
-                row = answers[number, place]
-                told_of = (number, place, group.group, case)
-                assert tuple(row[name] for _, name in group.columns) == (values or (None, None)), told_of
-                if not group.skip_nulls:
-                    expected_leaks.update(name for (_, name), leak in zip(group.columns, leaked, strict=True) if leak)
-    assert told == dict(expected_leaks)
-    assert all(told.values())
+    assert_as_the_loops_say(joined, own, plan.rules)
 
 
 def test_rows_with_equal_clocks_are_not_answered_directly(spark: SparkSession, tmp_path: Path) -> None:

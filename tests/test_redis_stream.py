@@ -78,11 +78,19 @@ def test_the_bytes_of_a_call() -> None:
     )
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=40)), min_size=1, max_size=12), st.integers(1, 12))
-def test_blocks_are_what_redis_py_would_send(pairs: list[tuple[bytes, bytes]], per_block: int) -> None:
+PAIRS = st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=40)), min_size=1, max_size=12)
+
+
+def in_calls(pairs: list[tuple[bytes, bytes]], size: int) -> tuple[pa.Array, pa.Array, Any]:
+    """Keys, values, and the places where calls of this size begin and the last one ends."""
     keys, values = (pa.array([pair[column] for pair in pairs], pa.binary()) for column in (0, 1))
-    rows = np.append(np.arange(0, len(pairs), per_block), len(pairs))
+    return keys, values, np.append(np.arange(0, len(pairs), size), len(pairs))
+
+
+@settings(deadline=None, max_examples=50)
+@given(PAIRS, st.integers(1, 12))
+def test_blocks_are_what_redis_py_would_send(pairs: list[tuple[bytes, bytes]], per_block: int) -> None:
+    keys, values, rows = in_calls(pairs, per_block)
     found = blocks(keys, values, rows=rows, field=FIELD)
     for number, (first, end) in enumerate(itertools.pairwise(rows)):
         mine = pairs[first:end]
@@ -94,10 +102,9 @@ def test_blocks_are_what_redis_py_would_send(pairs: list[tuple[bytes, bytes]], p
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=40)), min_size=1, max_size=12), st.integers(1, 12))
+@given(PAIRS, st.integers(1, 12))
 def test_fields_are_what_redis_py_would_send(pairs: list[tuple[bytes, bytes]], per_call: int) -> None:
-    keys, values = (pa.array([pair[column] for pair in pairs], pa.binary()) for column in (0, 1))
-    rows = np.append(np.arange(0, len(pairs), per_call), len(pairs))
+    keys, values, rows = in_calls(pairs, per_call)
     found = fields(keys, values, rows=rows, field=FIELD)
     for number, (first, end) in enumerate(itertools.pairwise(rows)):
         expected = b"".join(packed_by_redis_py("HSETNX", key, FIELD, value) for key, value in pairs[first:end])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -33,18 +34,37 @@ def encoded(keys: Sequence[pa.Array]) -> tuple[Array, tuple[pa.Array, ...]]:
     return together, tuple(part.dictionary.take(pa.array(code[some])) for code, part in zip(codes, parts, strict=True))
 
 
+def micros_of(times: pa.ChunkedArray | pa.Array) -> Array:
+    """Microseconds, of null the least number: a naive time is UTC, a date its midnight."""
+    if pa.types.is_date(times.type):
+        times = times.cast(pa.timestamp("us"))
+    numbers = times.cast(pa.int64())
+    return np.asarray((numbers.fill_null(LEAST) if numbers.null_count else numbers).to_numpy())
+
+
 def in_tasks(
     spark: SparkSession,
     tasks: Sequence[Any],
-    run: Callable[[int, Any], Iterator[pa.RecordBatch]],
-    schema: StructType,
+    run: Callable[[Any], Iterator[pa.RecordBatch]],
+    schema: StructType | str,
 ) -> DataFrame:
-    """A task each, which gives Spark what `run` makes of its number and its work."""
+    """A task each, which gives Spark what `run` makes of its work."""
 
     def of(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for number in batch.column(0).to_pylist():
-                yield from run(number, tasks[number])
+                yield from run(tasks[number])
 
     ran: Partition = of
     return spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(ran, schema)
+
+
+def told_by_tasks(spark: SparkSession, tasks: Sequence[Any], run: Callable[[Any], Any]) -> list[Any]:
+    """What `run` makes of each: plain data, in the order of the tasks."""
+
+    def of(numbered: tuple[int, Any]) -> Iterator[pa.RecordBatch]:
+        number, task = numbered
+        yield pa.record_batch({"number": pa.array([number], pa.int64()), "told": [json.dumps(run(task))]})
+
+    found = in_tasks(spark, list(enumerate(tasks)), of, "number bigint, told string").collect()
+    return [json.loads(row["told"]) for row in sorted(found, key=lambda row: row["number"])]

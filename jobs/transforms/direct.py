@@ -11,9 +11,7 @@ answer up to 16 features at a time. So it is for what one task can hold; `jobs/j
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,20 +19,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import SparkSession
-from pyspark.sql.types import IntegerType, StringType, StructField, StructType
+from pyspark.sql.types import StructType
 
 from connectors.file_rows import FileRows, RowGroup, made_whole
 from connectors.table_stats import may_hold, micros
 from feature_defs.join_plan import GroupJoin, TimeRules
 from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED
-from jobs.transforms.arrays import Array, in_tasks
-from jobs.transforms.locate_kernel import TAGS, Answers, Rows, Search, answers, created_us, in_order, tag_of
+from jobs.transforms.arrays import LEAST, Array, micros_of, told_by_tasks
+from jobs.transforms.locate_kernel import TAGS, Answers, Rows, Search, answers, in_order, tag_of
 
 PIECE = 100_000  # spine rows of a task that puts answers beside them
 _AT_ONCE = 16  # columns of features that a task holds at a time
 _SPARSE = 8  # whole numbers are close where one of so many is there
 _FARTHEST = 2**63 // TAGS  # microseconds: a time and a tag are one number
-TOLD = StructType([StructField("number", IntegerType()), StructField("told", StringType())])
 
 
 @dataclass(frozen=True)
@@ -89,9 +86,7 @@ def searched(
     tasks = [_Searching(part, blocks_of(part, folder), spine, counts, rules, PIECE) for part in parts]
     for block in (block for task in tasks for block in task.blocks):
         Path(block.folder).mkdir(parents=True, exist_ok=True)
-    found = in_tasks(spark, tasks, _search, TOLD).collect()
-    told = {row["number"]: json.loads(row["told"]) for row in found}
-    return [Told(one is None, tuple(one or ())) for one in (told[n] for n in range(len(tasks)))]
+    return [Told(one is None, tuple(one or ())) for one in told_by_tasks(spark, tasks, _search)]
 
 
 def blocks_of(part: GroupFiles, folder: str) -> tuple[Block, ...]:
@@ -103,17 +98,19 @@ def blocks_of(part: GroupFiles, folder: str) -> tuple[Block, ...]:
 # in a task: the search
 
 
-def _search(number: int, task: _Searching) -> Iterator[pa.RecordBatch]:
+def _search(task: _Searching) -> list[int] | None:
+    """How many cells would differ, a feature each; None to hand the group back."""
     group = task.part.group
     points = task.spine.read([*group.keys, EVENT_TIME])
     found, numbers = _found(points, task)
     told = found.answers
     chosen, would = (_numbers(rows, len(points), numbers, found) for rows in (told.chosen, told.would))
-    leaks = None
-    if not told.twin.any():
-        with suppress(pa.ArrowInvalid, pa.ArrowCapacityError):
-            leaks = _write_answers(task, chosen, would, found.points[told.differ])
-    yield pa.record_batch({"number": pa.array([number], pa.int32()), "told": [json.dumps(leaks)]})
+    if told.twin.any():
+        return None
+    try:
+        return _write_answers(task, chosen, would, found.points[told.differ])
+    except (pa.ArrowInvalid, pa.ArrowCapacityError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -129,8 +126,8 @@ def _found(points: pa.Table, task: _Searching) -> tuple[_Found, Array]:
     """The answers, and the numbers of the rows that were looked at."""
     group = task.part.group
     codes, coded = _coder([points.column(key).cast(task.part.files.schema.field(key).type) for key in group.keys])
-    at, has_time = _micros(points.column(EVENT_TIME))
-    asking = np.flatnonzero((codes >= 0) & has_time)
+    at = micros_of(points.column(EVENT_TIME))
+    asking = np.flatnonzero((codes >= 0) & (at > LEAST))
     entity, time, created, numbers = _slim(task.part, coded)
     search = Search(len(group.keys), (group.ttl_us,), task.rules.strict, task.rules.known_by == "spine", ())
     _refuse_far(time, at[asking])
@@ -158,15 +155,15 @@ def _slim(part: GroupFiles, coded: Callable[[Sequence[pa.ChunkedArray]], Array])
             numbers.append(np.arange(rows.start, rows.start + rows.rows))
     table = pa.concat_tables(parts) if parts else part.files.columns(columns).empty_table()
     entity = coded([table.column(key) for key in group.keys])
-    time, has_time = _micros(table.column(EVENT_TIME))
-    may = (entity >= 0) & has_time & (time <= part.until_us)
+    time = micros_of(table.column(EVENT_TIME))
+    may = (entity >= 0) & (time > LEAST) & (time <= part.until_us)
     if part.after_us is not None:
         may &= time > part.after_us
     if hidden:
         may &= table.column(REJECTED).is_null().to_numpy()
     kept = np.flatnonzero(may)
-    made = pa.concat_arrays(table.column(CREATED_TIME).cast(pa.int64()).chunks or [pa.array([], pa.int64())])
-    return entity[kept], time[kept], created_us(made)[kept], np.concatenate(numbers)[kept]
+    created = micros_of(table.column(CREATED_TIME))
+    return entity[kept], time[kept], created[kept], np.concatenate(numbers)[kept]
 
 
 def _may_hold(rows: RowGroup, part: GroupFiles) -> bool:
@@ -225,12 +222,6 @@ def _look_up(values: pa.Array) -> Callable[[pa.ChunkedArray], Array]:
 
 def _index_in(column: pa.ChunkedArray, values: pa.Array) -> Array:
     return pc.fill_null(pc.index_in(column, value_set=values), -1).to_numpy().astype(np.int64)
-
-
-def _micros(column: pa.ChunkedArray) -> tuple[Array, Array]:
-    """Times as microseconds, and where there is one: a naive time is UTC, a date its midnight."""
-    time = column.cast(pa.timestamp("us")) if pa.types.is_date(column.type) else column
-    return pc.fill_null(time.cast(pa.int64()), 0).to_numpy(), column.is_valid().to_numpy()
 
 
 def _refuse_far(*times: Array) -> None:

@@ -17,9 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from jobs.transforms.arrays import LEAST, Array, Partition, encoded
+from jobs.transforms.arrays import LEAST, Array, Partition, encoded, micros_of
 
 TAGS = 32
 MOST_GROUPS = TAGS - 2
@@ -55,7 +54,7 @@ def partition_points(search: Search) -> Partition:
             table = pa.Table.from_batches(waiting)
             columns = [pa.concat_arrays(column.chunks) for column in table.columns]
             entity, entities = encoded(columns[: search.keys])
-            packed, other = columns[search.keys].to_numpy(), created_us(columns[search.keys + 1])
+            packed, other = columns[search.keys].to_numpy(), micros_of(columns[search.keys + 1])
             yield from _found(in_order(entity, packed, other, search), entities, search)
 
     return points_of
@@ -88,11 +87,6 @@ def in_order(entity: Array, packed: Array, other: Array, search: Search) -> Sort
         alike = tie & (other[order[1:]] == other[order[:-1]])
         twins = np.append(False, alike) | np.append(alike, False)
     return Sorted(order, entity, packed // TAGS, packed % TAGS, other[order], twins)
-
-
-def created_us(column: pa.Array) -> Array:
-    """As a number that compares: null is the oldest."""
-    return (pc.fill_null(column, LEAST) if column.null_count else column).to_numpy()
 
 
 def _order(entity: Array, packed: Array) -> Array:

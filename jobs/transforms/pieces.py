@@ -5,7 +5,6 @@ spine's files | answers of each group  ->  rows for Spark to go on with, or file
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,8 +22,8 @@ from connectors.file_rows import FileRows, made_whole
 from connectors.file_store import DRAFT
 from feature_defs.model import EVENT_TIME
 from feature_defs.splits import SPLIT
-from jobs.transforms.arrays import in_tasks
-from jobs.transforms.direct import PIECE, TOLD, Block, GroupFiles, blocks_of
+from jobs.transforms.arrays import in_tasks, told_by_tasks
+from jobs.transforms.direct import PIECE, Block, GroupFiles, blocks_of
 from jobs.transforms.row_hash import parts_of
 from jobs.transforms.row_hash_kernel import can_hash, row_hashes
 
@@ -77,14 +76,14 @@ class Pieces:
         """
         run = uuid.uuid4().hex
 
-        def written(number: int, piece: _Piece) -> Iterator[pa.RecordBatch]:
-            told = _written(_table(piece), layout, Path(folder), f"part-{number:05d}-{run}.snappy.parquet")
-            yield pa.record_batch({"number": pa.array([number], pa.int32()), "told": [json.dumps(told)]})
+        def written(numbered: tuple[int, _Piece]) -> dict[str, int]:
+            number, piece = numbered
+            return _written(_table(piece), layout, Path(folder), f"part-{number:05d}-{run}.snappy.parquet")
 
         Path(folder).mkdir(parents=True, exist_ok=True)
         total: Counter[str] = Counter()
-        for row in in_tasks(self.base.sparkSession, self._tasks, written, TOLD).collect():
-            total.update(json.loads(row["told"]))
+        for told in told_by_tasks(self.base.sparkSession, list(enumerate(self._tasks)), written):
+            total.update(told)
         for draft in Path(folder).rglob(f"{DRAFT}*"):  # of an attempt that was killed
             draft.unlink(missing_ok=True)
         return dict(total) | parts_of(total["spine"], "spine") | parts_of(total["row"], "row")
@@ -124,7 +123,7 @@ def _table(piece: _Piece) -> pa.Table:
     return pa.table(columns).combine_chunks()
 
 
-def _batches(_: int, piece: _Piece) -> Iterator[pa.RecordBatch]:
+def _batches(piece: _Piece) -> Iterator[pa.RecordBatch]:
     yield from _table(piece).to_batches(max_chunksize=_BATCH)
 
 
