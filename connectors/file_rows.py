@@ -49,8 +49,13 @@ class FileRows:
                 found.append(file.metadata.num_rows)
         return tuple(found)
 
+    @property
+    def bytes(self) -> int:
+        """What all columns take in memory, by the files' footers."""
+        return sum(group.bytes for group in self.row_groups())
+
     def bytes_of(self, columns: Sequence[str]) -> int:
-        """What these columns take in memory, by the files' footers."""
+        """What these columns take."""
         return sum(group.bytes_of(columns) for group in self.row_groups())
 
     def read(self, columns: Sequence[str], start: int = 0, stop: int | None = None) -> pa.Table:
@@ -82,6 +87,10 @@ class RowGroup:
     @property
     def rows(self) -> int:
         return int(self.file.metadata.row_group(self.number).num_rows)
+
+    @property
+    def bytes(self) -> int:
+        return int(self.file.metadata.row_group(self.number).total_byte_size)
 
     def bytes_of(self, columns: Sequence[str]) -> int:
         """At least: a value that is stored as a number of its dictionary takes more."""

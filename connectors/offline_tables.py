@@ -28,6 +28,7 @@ from pyspark.sql.types import StructType
 from connectors.delta_addresses import ALL, FEED, CatalogTable, DeltaAddress, Folder
 from connectors.file_store import FileStore, check_writable, open_file_store
 from connectors.lakes import joined
+from connectors.row_order import PART, ROWS_A_FILE
 from feature_defs.errors import LakeError, UsageError
 from feature_defs.expressions import quoted
 from feature_defs.model import EVENT_TIME, HIDDEN, REJECTED
@@ -37,13 +38,13 @@ _ONE_MERGE = threading.Lock()  # what a merge says of its commit is the session'
 MAINTAINED = "maintained"  # in the note of a version that maintenance made of the one before
 WENT = HIDDEN + "went"  # whether a changed row is one that went
 STAGING = "_staging"  # in a table's folder, what a merge is about to put in it
-ROWS_A_FILE = 250_000  # a file of rows in the order of time covers a short span, and a reader of a month skips others
 _ORDERED = ("timestamp", "string", "long", "integer", "date", "decimal")
 _MOST_CLUSTERED = 3  # more columns make files that are narrow in none
 _PARQUET = {
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",  # INT96 has no bounds to skip by, and is slower
     "parquet.dictionary.page.size": "65536",  # values that hardly repeat give their dictionary up early
 }
+_TABLE = {"parquet.block.row.count.limit": str(PART)}
 DELTA_CONFLICT = re.compile(r"\[DELTA_(CONCURRENT_|METADATA_CHANGED|PROTOCOL_CHANGED)")
 
 
@@ -142,9 +143,9 @@ def _takes(spark: SparkSession, values: Mapping[str, str]) -> bool:
     return False
 
 
-def writing(spark: SparkSession) -> AbstractContextManager[None]:
-    """While Parquet files are written."""
-    return session_conf(spark, _PARQUET, may_refuse=True)
+def writing(spark: SparkSession, *, table: bool = False) -> AbstractContextManager[None]:
+    """While Parquet files are written; those of a table in parts that a reader can skip."""
+    return session_conf(spark, _PARQUET | (_TABLE if table else {}), may_refuse=True)
 
 
 def open_table(spark: SparkSession, uri: str, table_format: str) -> OfflineTable:
@@ -232,7 +233,7 @@ class DeltaOfflineTable:
         with self._refusing(), _ONE_MERGE, _staged(self.spark, self.at.beside, rows) as staged:
             if not _takes(self.spark, conf):
                 return self._merged_in_span(staged, note, on=on, after=after)
-            with session_conf(self.spark, conf), writing(self.spark):
+            with session_conf(self.spark, conf), writing(self.spark, table=True):
                 self.spark.sql(f"{into} WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *", rows=staged)
         return self._version_of(conf["spark.databricks.delta.commitInfo.userMetadata"], after)
 
@@ -256,7 +257,7 @@ class DeltaOfflineTable:
         told = self._transaction(note, after)
         options |= {name.rpartition(".")[2]: value for name, value in told.items()}
         options["maxRecordsPerFile"] = str(ROWS_A_FILE)
-        with self._refusing(), writing(self.spark):
+        with self._refusing(), writing(self.spark, table=True):
             self.at.write(rows, options, replacing=replacing, partition_by=partition_by)
         return self._version_of(told["commitInfo.userMetadata"], after)
 
@@ -405,7 +406,7 @@ class ParquetOfflineTable:
         number = (after or 0) + 1
         folder = f"data/{uuid.uuid4().hex}"
         try:
-            with writing(self.spark):
+            with writing(self.spark, table=True):
                 rows.write.option("maxRecordsPerFile", ROWS_A_FILE).parquet(joined(self.uri, folder))
             data = self.data_files(folder, rows.schema)
         except BaseException:  # Ctrl-C too

@@ -42,6 +42,7 @@ from connectors.offline_tables import (
     session_conf,
     writing,
 )
+from connectors.row_order import in_order
 from feature_defs.errors import LakeError
 from feature_defs.model import EVENT_TIME
 
@@ -75,7 +76,7 @@ class Upkeep:
     now_us: int
     retention_us: int
     run: str
-    order: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
     dry_run: bool = False
 
     @property
@@ -213,7 +214,7 @@ def _compact_parquet(
     if writing:
         return None, ("not compacted: another run has been writing within the hour",)
     if not upkeep.dry_run:
-        rows = _fewer(table.read_all(newest), wanted, upkeep.order)
+        rows = _fewer(table.read_all(newest), wanted, upkeep.keys)
         if not _commit(table, rows, newest, manifest, upkeep):
             return None, ("not compacted: another run wrote a version meanwhile",)
     return (len(sizes), wanted), ()
@@ -226,12 +227,11 @@ def files_wanted(sizes: Sequence[int]) -> int | None:
     return wanted if small > 1 and len(sizes) > wanted else None
 
 
-def _fewer(rows: DataFrame, count: int, order: Sequence[str]) -> DataFrame:
-    """The rows in so many files, sorted within each, and by range over them."""
-    if not order:
+def _fewer(rows: DataFrame, count: int, keys: Sequence[str]) -> DataFrame:
+    """The rows in so many files, one span of time after the other; without keys, in any order."""
+    if not keys:
         return rows.coalesce(count)
-    spread = rows.coalesce(1) if count == 1 else rows.repartitionByRange(count, *order)
-    return spread.sortWithinPartitions(*order)
+    return in_order(rows.coalesce(1) if count == 1 else rows.repartitionByRange(count, EVENT_TIME, *keys), keys)
 
 
 def _commit(
@@ -241,7 +241,7 @@ def _commit(
     folder = f"data/{uuid.uuid4().hex}"
     target = joined(table.uri, folder)
     try:
-        with writing(table.spark):
+        with writing(table.spark, table=True):
             rows.write.parquet(target)
         content = {
             **manifest,
@@ -435,7 +435,7 @@ def _noted(table: DeltaOfflineTable, statement: str, note: Note, upkeep: Upkeep)
     text = json.dumps({**note, MAINTAINED: upkeep.run})
     conf = {"spark.databricks.delta.commitInfo.userMetadata": text}
     # a catalog's table tells upkeep by its history, too, and serverless compute takes no note from a session
-    with writing(table.spark), session_conf(table.spark, conf, may_refuse=in_catalog(table) is not None):
+    with writing(table.spark, table=True), session_conf(table.spark, conf, may_refuse=in_catalog(table) is not None):
         try:
             return list(table.spark.sql(statement).collect())
         except Exception as error:

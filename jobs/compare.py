@@ -209,11 +209,11 @@ def _compared(
     versions = []
     for i, (one, other) in enumerate(numbers):
         left, right = hashes[2 * i], hashes[2 * i + 1]
-        same = left == right and types_of(read[i][0]) == types_of(read[i][1])
+        same = left == right and types_of(read[i][0].schema) == types_of(read[i][1].schema)
         versions.append(ComparedVersion(one, other, left, right, same))
     wrong = [i for i, version in enumerate(versions) if not version.equal]
     at = wrong[-1] if wrong else -1
-    kinds = tuple(types_of(rows) for rows in read[at]) if read else ({}, {})
+    kinds = tuple(types_of(rows.schema) for rows in read[at]) if read else ({}, {})
     cells = _cells(sides.keys, read[at], shared[at], examples=examples, values=values) if wrong else _Cells()
     return ComparedGroup(
         group=sides.group,
@@ -234,8 +234,8 @@ def _compared(
 
 def _shared(left: DataFrame, right: DataFrame) -> list[str]:
     """The columns that both have with one type, in the left one's order."""
-    kinds = types_of(right)
-    return [name for name, kind in types_of(left).items() if kinds.get(name) == kind]
+    kinds = types_of(right.schema)
+    return [name for name, kind in types_of(left.schema).items() if kinds.get(name) == kind]
 
 
 def hashes_of(parts: Sequence[Rows]) -> list[RowHash]:
@@ -273,7 +273,7 @@ def _cells(
     counts = counts_of(rows, others)
     changed = {name: int(counts[f"changed_{i}"]) for i, name in enumerate(others)}
     alone = {ONLY_LEFT: counts["only_left"], ONLY_RIGHT: counts["only_right"]}
-    maps = [name for name, kind in types_of(pair[0]).items() if kind.startswith("map<")]
+    maps = [name for name, kind in types_of(pair[0].schema).items() if kind.startswith("map<")]
     told = examples_of(rows, {**changed, **alone}, identity, maps=maps, most=examples, values=values)
     return _Cells(counts["only_left"], counts["only_right"], changed, told)
 

@@ -9,7 +9,7 @@ Everything but `.spark()` needs neither Spark nor Java. Batches hold one file in
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from jobs.place import Place
 if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql import DataFrame
+    from pyspark.sql.types import StructType
 
     from jobs.torch_batches import TorchBatches
 
@@ -253,14 +254,14 @@ def _labels(column: pa.Array, path: str, label: str) -> npt.NDArray[Any]:
     return found
 
 
-def types_of(rows: DataFrame) -> dict[str, str]:
+def types_of(schema: StructType) -> dict[str, str]:
     """Each column's type as Spark writes it, for the manifest."""
-    return {field.name: field.dataType.simpleString() for field in rows.schema.fields}
+    return {field.name: field.dataType.simpleString() for field in schema.fields}
 
 
-def check_columns_of(dataset_format: str, rows: DataFrame, subject: str) -> None:
+def check_columns_of(dataset_format: str, types: Mapping[str, str], subject: str) -> None:
     """DataError when a column is nothing that files of the format could hold."""
-    for name, kind in types_of(rows).items():
+    for name, kind in types.items():
         if dataset_format == "csv" and kind.partition("<")[0] in _NO_CSV:
             hint = "leave it out of the service or the spine, or use --format parquet"
             raise DataError(subject, f"column '{name}' is {kind}, which csv cannot hold", hint=hint)

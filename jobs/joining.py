@@ -10,7 +10,7 @@ rows of a table                 within [oldest spine time - ttl, newest spine ti
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,12 +41,12 @@ _MOST_BYTES = 1 << 30  # of a group's features, if every row answers
 
 @dataclass(frozen=True)
 class Joined:
-    """The spine's columns and the outputs, then leak flags of some; `leaks` tells of the others.
+    """`rows` gives the spine's columns and the outputs, leak flags of some among them; `leaks` tells of the others.
 
-    `pieces` are the same rows where all groups went directly.
+    `pieces` are the same rows where all groups went directly: then Spark is asked for them only if it writes them.
     """
 
-    rows: DataFrame
+    rows: Callable[[], DataFrame]
     flags: tuple[str, ...]
     leaks: tuple[Leaks, ...]
     spine_rows: int
@@ -105,11 +105,13 @@ def join_spine(
     time = F.unix_micros(utc(F.col(EVENT_TIME), spine.schema[EVENT_TIME].dataType))
     told = [F.count(F.lit(1)).alias("rows"), F.min(time).alias("oldest"), F.max(time).alias("newest")]
     base, counts = keep(numbered(spine), told)
-    span = {group.group: _within(group, counts["oldest"], counts["newest"]) for group in plan.groups}
     pieces, leaks = _directly(base, plan, own, counts) if own and counts["newest"] is not None else (None, [])
-    rows = pieces.rows() if pieces else base
     ways = {part.group.group: DIRECT for part in pieces.parts} if pieces else {}
     others = [group for group in plan.groups if group.group not in ways]
+    if pieces and not others:
+        return Joined(pieces.rows, (), tuple(leaks), counts["rows"], ways, pieces)
+    rows = pieces.rows() if pieces else base
+    span = {group.group: _within(group, counts["oldest"], counts["newest"]) for group in others}
     ways |= {group.group: way_of(group, counts["rows"], few=few) for group in others}
     in_line = [group for group in others if ways[group.group] == IN_LINE]
     to_locate = [group for group in others if ways[group.group] == LOCATE]
@@ -121,13 +123,13 @@ def join_spine(
     found = located(base, tables, replace(plan, groups=tuple(to_locate)), keep=keep, span=span) if to_locate else []
     rows, of_located = fetched(rows, tables, found)
     flags = tuple(LEAK + output for group in in_line for _, output in group.columns)
+    chosen = rows.select(*all_quoted(spine.columns), *plan.outputs, *flags)
     return Joined(
-        rows=rows.select(*all_quoted(spine.columns), *plan.outputs, *flags),
+        rows=lambda: chosen,
         flags=flags,
         leaks=(*leaks, *of_located),
         spine_rows=counts["rows"],
         ways={group.group: ways[group.group] for group in plan.groups},
-        pieces=None if others else pieces,
     )
 
 
@@ -151,7 +153,8 @@ def near_files(group: GroupJoin, files: PlainFiles | None, oldest: int | None, n
     """What a task reads of a group's files for spine rows of these times; None where it cannot."""
     near = files.within(*span_of(group, oldest, newest)) if files else None
     found = near.columns([*group.keys, EVENT_TIME, CREATED_TIME, *group.features]) if near else None
-    return None if found is None or found.bytes_of(group.features) > _MOST_BYTES else found
+    is_light = found and (found.bytes <= _MOST_BYTES or found.bytes_of(group.features) <= _MOST_BYTES)
+    return found if is_light else None
 
 
 def _directly(

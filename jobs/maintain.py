@@ -20,7 +20,7 @@ from connectors.pins import FoundPin, read_pins
 from connectors.table_maintenance import Upkeep, maintain_table
 from feature_defs import durations
 from feature_defs.errors import EXIT_DONE, TidemarkError, UsageError
-from feature_defs.model import EVENT_TIME, FeatureGroup
+from feature_defs.model import FeatureGroup
 from jobs import arguments
 from jobs.place import LOAD_WORK, Place, chosen_groups, new_run, now_us, online_folder
 from jobs.quality import quarantine_in_force
@@ -97,17 +97,17 @@ def maintain(
     done: list[MaintainedTable] = []
     failed: list[TidemarkError] = []
     for group in chosen:
-        order = (*place.applied().definitions.entity_of(group).keys, EVENT_TIME)
-        for target, path, sort in (
-            (place.table(group), place.table_path(group), order),
+        keys = tuple(place.applied().definitions.entity_of(group).keys)
+        for target, path, sorted_by in (
+            (place.table(group), place.table_path(group), keys),
             (place.quarantine(group), f"{place.files_path(group)}_quarantine", ()),
         ):
             if target.version() is None:
                 continue
             pinned = frozenset(pin.pin.tables[path] for pin in living if path in pin.pin.tables)
-            if not sort and (in_force := quarantine_in_force(place, group)) is not None:
+            if not sorted_by and (in_force := quarantine_in_force(place, group)) is not None:
                 pinned |= {in_force}
-            upkeep = Upkeep(pinned, moment, kept_us, run, sort, dry_run)
+            upkeep = Upkeep(pinned, moment, kept_us, run, sorted_by, dry_run)
             try:
                 with step(f"maintain {path}"):
                     found = maintain_table(target, upkeep)

@@ -14,20 +14,21 @@ import datetime
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from connectors.file_store import open_file_store
+from connectors.file_store import data_files, open_file_store
 from connectors.manifests import SpineRecord
 from connectors.offline_tables import delta_table
 from connectors.sources import UNREADABLE
 from connectors.spark_errors import data_errors
+from connectors.table_stats import FileStats, delta_files, files_stats
 from feature_defs import data_types
-from feature_defs.errors import DataError, LakeError, UsageError, listed, near_miss
+from feature_defs.errors import DataError, LakeError, TidemarkError, UsageError, listed, near_miss
 from feature_defs.expressions import quoted
 from feature_defs.join_plan import JoinPlan
 from feature_defs.label_leaks import refuse_label_leaks
@@ -46,6 +47,7 @@ _TEXT = {
 _ENDINGS = re.compile(r"\.(parquet|csv|json)l?(\.gz|\.bz2|\.zst|\.snappy)?$", re.IGNORECASE)
 _A_TIME = r"^\s*\d{4}-\d{1,2}-\d{1,2}([ T].*)?$"  # else Spark takes '12:30' for today and '2026' for a day
 _UNNAMED = re.compile(r"_c\d+")  # what Spark calls a column of csv without a name
+_MOST_FOOTERS = 64  # a job over the spine's times is as fast as more of them
 _OWN = HIDDEN + "own_"  # an own column that has a mapped key's name, while the join runs
 
 
@@ -115,7 +117,7 @@ def open_spine(
         spine = _in_memory(place, given)
     _check_words(spine, words, declared, parts)
     refuse_label_leaks(service, definitions, words.labels)
-    return _looked_at(spine, words, declared, parts=tuple(parts), now=now)
+    return _looked_at(place, spine, words, declared, parts=tuple(parts), now=now)
 
 
 def read_spine(
@@ -149,6 +151,22 @@ def read_spine(
         hint = "check the path, or name its format with --spine-format"
         raise DataError(subject, f"there is no {spine_format} data at {uri}", hint=hint) from error
     return Spine(rows, path, spine_format, version)
+
+
+def spine_files(
+    place: Place, path: str, spine_format: str, event_time: str, version: int | None = None, *, most: int = 1 << 62
+) -> list[FileStats]:
+    """What the footers of a spine's files tell; nothing of more than so many files."""
+    uri = place.lakes.uri(path)
+    store, kind = open_file_store(uri), spine_format or format_of(uri)
+    if kind == "delta":
+        uris = delta_files(store, uri, version)
+    elif kind == "parquet":
+        uris = list(data_files(store, uri))
+    else:
+        hint = "write it as parquet or delta, or run the training set"
+        raise UsageError(f"Spine '{path}'", f"is {kind}, which tells nothing without being read", hint=hint)
+    return files_stats(store, uris, event_time) if len(uris) <= most else []
 
 
 def mapped(rows: DataFrame, words: SpineWords) -> tuple[DataFrame, tuple[tuple[str, str], ...]]:
@@ -307,6 +325,7 @@ def _check_words(
 
 
 def _looked_at(
+    place: Place,
     spine: Spine,
     words: SpineWords,
     declared: Mapping[str, tuple[str, str]],
@@ -314,13 +333,16 @@ def _looked_at(
     parts: tuple[Part, ...],
     now: datetime.datetime | None,
 ) -> Spine:
-    """The spine, mapped, after one pass over its keys and times."""
+    """The spine, mapped, after one pass over its keys and times, where footers do not tell enough."""
     subject = f"Spine '{spine.path}'" if spine.format in SPINE_FORMATS else "Spine"
     typed = _typed(words, declared) if spine.format in _TEXT else {}
     typed = {name: kind for name, kind in typed.items() if name in spine.rows.columns}
     parsed = spine.rows.select(*(_parsed(name, typed) for name in spine.rows.columns if name != UNREADABLE))
     rows, own = mapped(parsed, words)
     check_columns(rows, declared)
+    newest = None if parts else _newest_by_footers(place, spine, words)
+    if newest is not None and newest <= now_us(now):
+        return replace(spine, rows=rows, own=own)
     time = utc(F.col(EVENT_TIME), rows.schema[EVENT_TIME].dataType)
     part = split_of(time, parts)
     # the clock is the query's own: a spine of current_timestamp() is not in the future of a clock read before it
@@ -347,7 +369,19 @@ def _looked_at(
         raise DataError(subject, problem, hint=hint)
     if parts:
         rows = rows.withColumn(SPLIT, part).where(~F.col(SPLIT).isin(OUTSIDE, GAP))
-    return Spine(rows, spine.path, spine.format, spine.version, own, parts, found["outside"], found["gap"])
+    return replace(spine, rows=rows, own=own, parts=parts, outside_rows=found["outside"], gap_rows=found["gap"])
+
+
+def _newest_by_footers(place: Place, spine: Spine, words: SpineWords) -> int | None:
+    """The spine's newest time, in microseconds; None where its files do not tell, or are many."""
+    if spine.format not in ("delta", "parquet"):
+        return None
+    try:
+        files = spine_files(place, spine.path, spine.format, words.event_time, spine.version, most=_MOST_FOOTERS)
+    except TidemarkError:  # Spark will tell of it
+        return None
+    times = [file.newest_us for file in files]
+    return None if None in times else max((time for time in times if time is not None), default=None)
 
 
 def _parsed(name: str, typed: Mapping[str, str]) -> Column:

@@ -114,7 +114,7 @@ class Store:
         rules = TimeRules(strict=strict, known_by=known_by)
         planned = plan_dataset(self.place, given.rows, snapshot, found, prefix=prefix, rules=rules)
         return given.restored(
-            join_spine(given.rows, planned.tables, planned.plan, keep=not_kept, few=ANY).rows, planned.plan.outputs
+            join_spine(given.rows, planned.tables, planned.plan, keep=not_kept, few=ANY).rows(), planned.plan.outputs
         )
 
     def write_training_set(self, spine: object, *, service: str, out: str, **options: Any) -> TrainingSetReport:

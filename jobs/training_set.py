@@ -20,17 +20,17 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING
 
-from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
 from connectors.file_store import FileStore, check_writable, local_path, open_file_store
 from connectors.lakes import joined
 from connectors.manifests import Column, Manifest, counted_uri, to_plain, written
-from connectors.offline_tables import ROWS_A_FILE, OfflineTable, delta_table, writing
+from connectors.offline_tables import OfflineTable, delta_table, writing
 from connectors.pins import DATASET_MANIFEST, Pin, write_pin
 from connectors.plain_files import PlainFiles, plain_files
 from connectors.registry import Snapshot
+from connectors.row_order import ROWS_A_FILE
 from connectors.spark_errors import data_errors
 from feature_defs.errors import DataError, LakeError, UsageError
 from feature_defs.expressions import quoted
@@ -139,8 +139,8 @@ def training_set(
     given = open_spine(place, spine, found, snapshot.definitions, words=words, parts=parts, now=now)
     wanted = exactly.table_versions if exactly else None
     planned = plan_dataset(place, given.rows, snapshot, found, prefix=prefix, rules=rules, versions=wanted)
-    plan, versions, shape = planned.plan, planned.versions, planned.shape(given)
-    check_columns_of(out_format, shape, f"Dataset '{out}'")
+    plan, versions, types = planned.plan, planned.versions, planned.types(given)
+    check_columns_of(out_format, types, f"Dataset '{out}'")
     manifest = Manifest(
         run=run,
         service=f"{found.name}@{found.version}",
@@ -150,7 +150,7 @@ def training_set(
         spine=given.record(words),
         options=options_of(plan, prefix=prefix),
         keys=keys_of(plan),
-        columns=_columns_of(shape, plan),
+        columns=_columns_of(types, plan),
         files=out_format,
         splits=tuple(part.as_plain() for part in parts),
         replay_of=exactly.run if exactly else "",
@@ -213,14 +213,16 @@ class Planned:
     files: dict[str, PlainFiles | None]
     versions: dict[str, int]
 
-    def shape(self, given: Spine) -> DataFrame:
-        """The columns of the dataset, without a value."""
-        added: dict[str, SparkColumn] = {}
+    def types(self, given: Spine) -> dict[str, str]:
+        """The columns of the dataset, each with its type as Spark writes it."""
+        spine = types_of(given.rows.schema)
+        added: dict[str, str] = {}
         for group in self.plan.groups:
             files = self.files[group.group]
-            schema = files.schema if files else self.tables[group.group].schema
-            added |= {out: F.lit(None).cast(schema[name].dataType) for name, out in group.columns}
-        return given.restored(given.rows.withColumns(added), self.plan.outputs)
+            kinds = types_of(files.schema if files else self.tables[group.group].schema)
+            added |= {out: kinds[name] for name, out in group.columns}
+        own = {name: spine[held] for name, held in given.own}
+        return {**own, **{out: added[out] for out in self.plan.outputs}, **({SPLIT: "string"} if given.parts else {})}
 
 
 def plan_dataset(
@@ -248,9 +250,9 @@ def plan_dataset(
     return Planned(plan, Tables(found), files, {group: version for group, (_, version) in found.items()})
 
 
-def _columns_of(rows: DataFrame, plan: JoinPlan) -> tuple[Column, ...]:
+def _columns_of(types: Mapping[str, str], plan: JoinPlan) -> tuple[Column, ...]:
     features = {out: f"{group.group}.{feature}" for group in plan.groups for feature, out in group.columns}
-    return tuple(Column(name, kind, features.get(name, "")) for name, kind in types_of(rows).items())
+    return tuple(Column(name, kind, features.get(name, "")) for name, kind in types.items())
 
 
 def _write(
@@ -291,7 +293,7 @@ def _write(
 
     observed = Observation()
     any_key_null = reduce(or_, (F.col(key).isNull() for key in keys))
-    rows = met.rows.withColumns({_KEY_NULL: any_key_null, _TIME_NULL: F.col(EVENT_TIME).isNull()})
+    rows = met.rows().withColumns({_KEY_NULL: any_key_null, _TIME_NULL: F.col(EVENT_TIME).isNull()})
     rows = given.restored(rows, [*plan.outputs, *met.flags, _KEY_NULL, _TIME_NULL])
     rows = with_hash(with_hash(rows, manifest.spine_columns, _SPINE_HASH), columns, _ROW_HASH)
     rows = rows.observe(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_located_rows_equal_the_loops_row_for_row(
 
 def assert_as_the_loops_say(joined: Joined, of: list[Case], rules: TimeRules) -> None:
     """Every spine row once with its answers, and of groups that tell them, the leaks."""
-    found = joined.rows.toArrow()
+    found = joined.rows().toArrow()
     assert found.num_rows == joined.spine_rows == sum(len(case.spine) for case in of)
     answers = {(row["case"], row["place"]): row for row in found.to_pylist()}
     told = {name: count for leaks in joined.leaks for name, count in leaks.counts().items()}
@@ -189,6 +190,42 @@ def test_rows_with_equal_clocks_are_not_answered_directly(spark: SparkSession, t
     kept = kept_in(f"file://{tmp_path}/kept")
     joined = join_spine(spine_frame(spark), {group.group: row_frame(spark)}, plan, keep=kept, own=own)
     assert (joined.ways, joined.pieces) == ({group.group: "in line"}, None)
+
+
+@pytest.mark.parametrize("key", [lambda n: n, "customer {}".format], ids=["whole numbers", "text"])
+def test_parts_of_files_without_the_spines_entities_are_not_read(
+    spark: SparkSession, tmp_path: Path, key: Callable[[int], object]
+) -> None:
+    rows = pa.table(
+        {
+            "k": [key(n) for n in range(100, 130)],
+            "event_time": pa.array([datetime(2026, 1, 1, tzinfo=timezone.utc)] * 30, TIME),
+            "created_time": pa.array([datetime(2026, 1, 1, tzinfo=timezone.utc)] * 30, TIME),
+            "a": range(30),
+        }
+    )
+    path = tmp_path / "rows" / "0.parquet"
+    path.parent.mkdir()
+    parquet.write_table(rows, path, row_group_size=10, compression="none")
+    files = PlainFiles(spark, spark.read.parquet(str(path)).schema, (PlainFile(f"file://{path}", 1),))
+    spoil(path, parts=(0, 2))
+    group = GroupJoin("g", 1, ("k",), (files.schema["k"].dataType.simpleString(),), (("a", "a"),), None, False)
+    points = [{"k": key(n), "event_time": datetime(2026, 1, 2, tzinfo=timezone.utc)} for n in (112, 115)]
+    spine = spark.createDataFrame(pa.Table.from_pylist(points))
+    own, keep = OwnFiles({"g": files}, f"file://{tmp_path}/own"), kept_in(f"file://{tmp_path}/kept")
+    joined = join_spine(spine, {}, JoinPlan("s", 1, (group,), TimeRules()), keep=keep, own=own)
+    assert sorted(row["a"] for row in joined.rows().collect()) == [12, 15]
+
+
+def spoil(path: Path, parts: Sequence[int]) -> None:
+    """Make what lies in these parts of a Parquet file unreadable."""
+    footer, content = parquet.ParquetFile(path).metadata, bytearray(path.read_bytes())
+    for part in parts:
+        for n in range(footer.num_columns):
+            column = footer.row_group(part).column(n)
+            start = column.dictionary_page_offset or column.data_page_offset
+            content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(content)
 
 
 def test_values_that_are_too_much_for_a_task_are_not_answered_directly(

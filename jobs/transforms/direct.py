@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ from jobs.transforms.locate_kernel import TAGS, Answers, Rows, Search, answers, 
 PIECE = 100_000  # spine rows of a task that puts answers beside them
 _AT_ONCE = 16  # columns of features that a task holds at a time
 _SPARSE = 8  # whole numbers are close where one of so many is there
+_Span = tuple[Any, Any]
 _FARTHEST = 2**63 // TAGS  # microseconds: a time and a tag are one number
 
 
@@ -125,10 +127,11 @@ class _Found:
 def _found(points: pa.Table, task: _Searching) -> tuple[_Found, Array]:
     """The answers, and the numbers of the rows that were looked at."""
     group = task.part.group
+    keys = points.column(group.keys[0])
     codes, coded = _coder([points.column(key).cast(task.part.files.schema.field(key).type) for key in group.keys])
     at = micros_of(points.column(EVENT_TIME))
     asking = np.flatnonzero((codes >= 0) & (at > LEAST))
-    entity, time, created, numbers = _slim(task.part, coded)
+    entity, time, created, numbers = _slim(task.part, _span_of(keys), coded)
     search = Search(len(group.keys), (group.ttl_us,), task.rules.strict, task.rules.known_by == "spine", ())
     _refuse_far(time, at[asking])
     rows = in_order(
@@ -143,14 +146,16 @@ def _found(points: pa.Table, task: _Searching) -> tuple[_Found, Array]:
     return _Found(told, asking[rows.order[places] - len(numbers)], rows.order), numbers
 
 
-def _slim(part: GroupFiles, coded: Callable[[Sequence[pa.ChunkedArray]], Array]) -> tuple[Array, Array, Array, Array]:
+def _slim(
+    part: GroupFiles, first_key: _Span | None, coded: Callable[[Sequence[pa.ChunkedArray]], Array]
+) -> tuple[Array, Array, Array, Array]:
     """(entity, event_time, created_time, number) of the rows that may answer."""
     group, schema = part.group, part.files.schema
     hidden = [REJECTED] if REJECTED in schema.names else []
     columns = [*group.keys, EVENT_TIME, CREATED_TIME, *hidden]
     parts, numbers = [], [np.empty(0, np.int64)]
     for rows in part.files.row_groups():
-        if _may_hold(rows, part):
+        if _may_hold(rows, part, first_key):
             parts.append(rows.read(columns))
             numbers.append(np.arange(rows.start, rows.start + rows.rows))
     table = pa.concat_tables(parts) if parts else part.files.columns(columns).empty_table()
@@ -166,11 +171,19 @@ def _slim(part: GroupFiles, coded: Callable[[Sequence[pa.ChunkedArray]], Array])
     return entity[kept], time[kept], created[kept], np.concatenate(numbers)[kept]
 
 
-def _may_hold(rows: RowGroup, part: GroupFiles) -> bool:
-    bounds = rows.bounds(EVENT_TIME)
-    if bounds is None:
-        return True
-    return may_hold(*map(micros, bounds), after_us=part.after_us, until_us=part.until_us)
+def _span_of(keys: pa.ChunkedArray) -> _Span | None:
+    """The least and the greatest key; None of a type whose bounds in a file are not those of its values."""
+    if not (pa.types.is_integer(keys.type) or pa.types.is_string(keys.type)):
+        return None
+    found = pc.min_max(keys).as_py()
+    return None if found["min"] is None else (found["min"], found["max"])
+
+
+def _may_hold(rows: RowGroup, part: GroupFiles, first_key: _Span | None) -> bool:
+    times, keys = rows.bounds(EVENT_TIME), rows.bounds(part.group.keys[0]) if first_key else None
+    if keys is not None and first_key is not None and (keys[0] > first_key[1] or keys[1] < first_key[0]):
+        return False
+    return times is None or may_hold(*map(micros, times), after_us=part.after_us, until_us=part.until_us)
 
 
 def _coder(columns: Sequence[pa.ChunkedArray]) -> tuple[Array, Callable[[Sequence[pa.ChunkedArray]], Array]]:

@@ -13,6 +13,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from connectors.row_order import in_order
 from feature_defs import data_types, durations, expressions
 from feature_defs.errors import DataError
 from feature_defs.model import CREATED_TIME, EVENT_TIME, HIDDEN, REJECTED, Aggregate, Entity, Feature, FeatureGroup
@@ -34,7 +35,7 @@ def feature_rows(
         rows = rows.where(~after(until_us))
     if not group.aggregates:
         chosen = rows if after_us is None else rows.where(after(after_us))
-        return _in_order(_one_of_equals(_evaluated(chosen, group, keys), group, keys), keys)
+        return in_order(_one_of_equals(_evaluated(chosen, group, keys), group, keys), keys)
     try:
         plan = plan_of(rows, group, keys)
         if after_us is not None and not plan.every and plan.longest is not None:
@@ -43,7 +44,7 @@ def feature_rows(
             aggregated = kernel_rows(rows, plan, until_us=until_us, after_us=after_us)
         else:
             aggregated = group_rows(tiles_of(rows, plan), plan, until_us=until_us, after_us=after_us)
-            aggregated = _in_order(aggregated, keys)
+            aggregated = in_order(aggregated, keys)
     except AnalysisException as error:
         raise _first_aggregate_fault(rows, group) or error from error
     return _evaluated(aggregated, group, keys)
@@ -76,7 +77,7 @@ def changed_rows(
             same = [F.col(f"k.{name}").eqNullSafe(F.col(f"n.{name}")) for name in clocks]
             met = kept.select(*new.columns).alias("k").join(new.select(*clocks).alias("n"), same, "left_semi")
             new = new.unionByName(met)
-        return _in_order(_one_of_equals(new, group, keys), keys), clocks
+        return in_order(_one_of_equals(new, group, keys), keys), clocks
     plan = plan_of(rows, group, keys)
     span = {"complete_us": complete_us, "until_us": until_us, "oldest_us": oldest_us}
     changed = advanced_rows(kept, tiles_of(rows, plan), plan, **span, late=late)
@@ -88,12 +89,7 @@ def changed_rows(
             for name in changed.columns
         )
     )
-    return _evaluated(_in_order(changed, keys), group, keys), [*keys, EVENT_TIME]
-
-
-def _in_order(rows: DataFrame, keys: Sequence[str]) -> DataFrame:
-    """In the order of time within each task, so that the table's files and their parts cover short spans."""
-    return rows.sortWithinPartitions(EVENT_TIME, *keys)
+    return _evaluated(in_order(changed, keys), group, keys), [*keys, EVENT_TIME]
 
 
 def without_past(rows: DataFrame, null_until: Mapping[str, int] | None) -> DataFrame:
@@ -116,7 +112,7 @@ def table_rows(rows: DataFrame, group: FeatureGroup) -> DataFrame:
     with equal clocks is held against it.
     """
     if any(isinstance(rule, Unique) for rule in group.rules):  # rows that were gathered by their values
-        rows = _in_order(rows, rows.columns[: rows.columns.index(EVENT_TIME)])
+        rows = in_order(rows, rows.columns[: rows.columns.index(EVENT_TIME)])
     if any(rule.severity == "quarantine" for rule in group.rules):
         return rows
     return rows.where(F.col(REJECTED).isNull()).drop(REJECTED)

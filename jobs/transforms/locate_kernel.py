@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from jobs.transforms.arrays import LEAST, Array, Partition, encoded, micros_of
+from jobs.transforms.arrays import GREATEST, LEAST, Array, Partition, encoded, micros_of
 
-TAGS = 32
+TAG_BITS = 5
+TAGS = 1 << TAG_BITS
 MOST_GROUPS = TAGS - 2
 OUT = 100_000  # rows of a batch that is given back
 
@@ -78,7 +79,7 @@ class Sorted:
 def in_order(entity: Array, packed: Array, other: Array, search: Search) -> Sorted:
     order = _order(entity, packed)
     entity, packed = entity[order], packed[order]
-    tie = (entity[1:] == entity[:-1]) & (packed[1:] == packed[:-1]) & (packed[1:] % TAGS != search.point)
+    tie = (entity[1:] == entity[:-1]) & (packed[1:] == packed[:-1]) & (packed[1:] & (TAGS - 1) != search.point)
     twins = None
     if tie.any():
         inside = np.flatnonzero(np.append(False, tie) | np.append(tie, False))
@@ -86,19 +87,21 @@ def in_order(entity: Array, packed: Array, other: Array, search: Search) -> Sort
         order[inside] = some[np.lexsort((other[some], packed[inside], entity[inside]))]
         alike = tie & (other[order[1:]] == other[order[:-1]])
         twins = np.append(False, alike) | np.append(alike, False)
-    return Sorted(order, entity, packed // TAGS, packed % TAGS, other[order], twins)
+    return Sorted(order, entity, packed >> TAG_BITS, packed & (TAGS - 1), other[order], twins)
 
 
 def _order(entity: Array, packed: Array) -> Array:
-    """The order by entity, then by the number: places in one order ride along in the numbers that another sort sorts,
-    since numbers are sorted many times faster than places."""
-    bits = len(packed).bit_length()
-    if int(entity.max(initial=0)).bit_length() + bits > 63:
+    """The order by entity, then by the number: by its low bits first, then by the rest and the entity. Each time places
+    ride along in the numbers that are sorted, since numbers are sorted many times faster than places."""
+    bits, least = len(packed).bit_length(), int(packed.min(initial=GREATEST))
+    wide = (int(packed.max(initial=LEAST)) - least).bit_length()
+    low = min(wide, 63 - bits)
+    if wide > 63 or int(entity.max(initial=0)).bit_length() + wide - low + bits > 63:
         return np.lexsort((packed, entity))
-    by_packed = np.argsort(packed)
-    places = (entity[by_packed] << bits) | np.arange(len(packed))
-    places.sort()
-    return by_packed[places & ((1 << bits) - 1)]
+    number, place, mask = packed - least, np.arange(len(packed)), (1 << bits) - 1
+    first = np.sort(((number & ((1 << low) - 1)) << bits) | place) & mask
+    rest = (entity << (wide - low)) | (number >> low)
+    return first[np.sort((rest[first] << bits) | place) & mask]
 
 
 class Rows(NamedTuple):
