@@ -127,48 +127,69 @@ class _Found:
 def _found(points: pa.Table, task: _Searching) -> tuple[_Found, Array]:
     """The answers, and the numbers of the rows that were looked at."""
     group = task.part.group
-    keys = points.column(group.keys[0])
-    codes, coded = _coder([points.column(key).cast(task.part.files.schema.field(key).type) for key in group.keys])
+    keys = [points.column(key).cast(task.part.files.schema.field(key).type) for key in group.keys]
+    codes, coded = _coder(keys)
     at = micros_of(points.column(EVENT_TIME))
     asking = np.flatnonzero((codes >= 0) & (at > LEAST))
-    entity, time, created, numbers = _slim(task.part, _span_of(keys), coded)
     search = Search(len(group.keys), (group.ttl_us,), task.rules.strict, task.rules.known_by == "spine", ())
-    _refuse_far(time, at[asking])
-    rows = in_order(
-        np.concatenate([entity, codes[asking]]),
-        np.concatenate([time * TAGS + tag_of(0), at[asking] * TAGS + search.point]),
-        np.concatenate([created, np.zeros(len(asking), np.int64)]),
-        search,
-    )
+    slim = _slim(task.part, _span_of(keys[0]), coded, room_for=len(asking))
+    slim.put(codes[asking], _packed(at[asking], search.point), 0, asking)
+    entity, packed, created, numbers = slim.arrays()
+    rows = in_order(entity, packed, created, search)
     is_point = rows.tag == search.point
     places = np.flatnonzero(is_point)
     told = answers(rows, places, np.flatnonzero(~is_point), group.ttl_us, search)
-    return _Found(told, asking[rows.order[places] - len(numbers)], rows.order), numbers
+    return _Found(told, numbers[rows.order[places]], rows.order), numbers
+
+
+class _Slim:
+    """Rows or points: entity, time and tag, created_time, and each one's number among all of its kind."""
+
+    def __init__(self, most: int) -> None:
+        kinds = (np.int32, np.int64, np.int64, np.int32)
+        self._arrays, self.filled = tuple(np.empty(most, kind) for kind in kinds), 0
+
+    def put(self, entity: Array, packed: Array, created: Array | int, numbers: Array) -> None:
+        end = self.filled + len(entity)
+        for array, values in zip(self._arrays, (entity, packed, created, numbers), strict=True):
+            array[self.filled : end] = values
+        self.filled = end
+
+    def arrays(self) -> tuple[Array, ...]:
+        return tuple(array[: self.filled] for array in self._arrays)
 
 
 def _slim(
-    part: GroupFiles, first_key: _Span | None, coded: Callable[[Sequence[pa.ChunkedArray]], Array]
-) -> tuple[Array, Array, Array, Array]:
-    """(entity, event_time, created_time, number) of the rows that may answer."""
+    part: GroupFiles,
+    first_key: _Span | None,
+    coded: Callable[[Sequence[pa.ChunkedArray]], Array],
+    *,
+    room_for: int,
+) -> _Slim:
+    """The rows that may answer, read row group by row group: so small that no step leaves the processor's caches."""
     group, schema = part.group, part.files.schema
     hidden = [REJECTED] if REJECTED in schema.names else []
-    columns = [*group.keys, EVENT_TIME, CREATED_TIME, *hidden]
-    parts, numbers = [], [np.empty(0, np.int64)]
+    slim = _Slim(sum(part.files.counts()) + room_for)
     for rows in part.files.row_groups():
-        if _may_hold(rows, part, first_key):
-            parts.append(rows.read(columns))
-            numbers.append(np.arange(rows.start, rows.start + rows.rows))
-    table = pa.concat_tables(parts) if parts else part.files.columns(columns).empty_table()
-    entity = coded([table.column(key) for key in group.keys])
-    time = micros_of(table.column(EVENT_TIME))
-    may = (entity >= 0) & (time > LEAST) & (time <= part.until_us)
-    if part.after_us is not None:
-        may &= time > part.after_us
-    if hidden:
-        may &= table.column(REJECTED).is_null().to_numpy()
-    kept = np.flatnonzero(may)
-    created = micros_of(table.column(CREATED_TIME))
-    return entity[kept], time[kept], created[kept], np.concatenate(numbers)[kept]
+        if not _may_hold(rows, part, first_key):
+            continue
+        found = rows.read([*group.keys, EVENT_TIME, CREATED_TIME, *hidden])
+        entity, time = coded([found.column(key) for key in group.keys]), micros_of(found.column(EVENT_TIME))
+        may = (entity >= 0) & (time > LEAST) & (time <= part.until_us)
+        if part.after_us is not None:
+            may &= time > part.after_us
+        if hidden:
+            may &= found.column(REJECTED).is_null().to_numpy()
+        kept = np.flatnonzero(may)
+        created = micros_of(found.column(CREATED_TIME))[kept]
+        slim.put(entity[kept], _packed(time[kept], tag_of(0)), created, kept + rows.start)
+    return slim
+
+
+def _packed(time: Array, tag: int) -> Array:
+    if len(time) and max(-int(time.min()), int(time.max())) >= _FARTHEST:
+        raise OverflowError(f"a time beyond {_FARTHEST} microseconds from 1970")
+    return time * TAGS + tag
 
 
 def _span_of(keys: pa.ChunkedArray) -> _Span | None:
@@ -218,16 +239,18 @@ def _look_up(values: pa.Array) -> Callable[[pa.ChunkedArray], Array]:
     if not pa.types.is_integer(values.type) or not len(values):
         return lambda column: _index_in(column, values)
     numbers = values.to_numpy().astype(np.int64)
-    least, greatest = int(numbers.min()), int(numbers.max())
-    if greatest - least >= _SPARSE * len(numbers):
+    least, span = int(numbers.min()), int(numbers.max()) - int(numbers.min())
+    if span >= _SPARSE * len(numbers):
         return lambda column: _index_in(column, values)
-    places = np.full(greatest - least + 2, -1)
+    places = np.full(span + 2, -1)
     places[numbers - least] = np.arange(len(numbers))
 
     def looked_up(column: pa.ChunkedArray) -> Array:
-        inside = pc.and_(pc.greater_equal(column, least), pc.less_equal(column, greatest))
-        at = pc.fill_null(column, least).to_numpy().astype(np.int64) - least
-        found: Array = places[np.where(pc.fill_null(inside, False).to_numpy(), at, -1)]
+        away = pc.fill_null(column, least).to_numpy().astype(np.int64) - least
+        away = np.minimum(away.view(np.uint64), span + 1).view(np.int64)  # below zero is far beyond
+        if column.null_count:
+            away[column.is_null().to_numpy()] = span + 1
+        found: Array = places[away]
         return found
 
     return looked_up
@@ -235,12 +258,6 @@ def _look_up(values: pa.Array) -> Callable[[pa.ChunkedArray], Array]:
 
 def _index_in(column: pa.ChunkedArray, values: pa.Array) -> Array:
     return pc.fill_null(pc.index_in(column, value_set=values), -1).to_numpy().astype(np.int64)
-
-
-def _refuse_far(*times: Array) -> None:
-    for time in times:
-        if len(time) and max(-int(time.min()), int(time.max())) >= _FARTHEST:
-            raise OverflowError(f"a time beyond {_FARTHEST} microseconds from 1970")
 
 
 def _numbers(rows: Rows, count: int, numbers: Array, found: _Found) -> Array:
@@ -258,7 +275,7 @@ def _write_answers(task: _Searching, chosen: Array, would: Array, differ: Array)
     is_wanted = np.zeros(max(chosen.max(initial=-1), would.max(initial=-1)) + 1, bool)
     for numbers in (chosen, would[differ]):
         is_wanted[numbers[numbers >= 0]] = True
-    wanted, places = np.flatnonzero(is_wanted), np.cumsum(is_wanted) - 1
+    wanted, places = np.flatnonzero(is_wanted), np.cumsum(is_wanted, dtype=np.int32) - 1
     place, others = (
         pa.array(places[numbers] if len(places) else numbers, mask=numbers < 0) for numbers in (chosen, would[differ])
     )

@@ -55,7 +55,7 @@ def partition_points(search: Search) -> Partition:
             table = pa.Table.from_batches(waiting)
             columns = [pa.concat_arrays(column.chunks) for column in table.columns]
             entity, entities = encoded(columns[: search.keys])
-            packed, other = columns[search.keys].to_numpy(), micros_of(columns[search.keys + 1])
+            packed, other = columns[search.keys].to_numpy().copy(), micros_of(columns[search.keys + 1])
             yield from _found(in_order(entity, packed, other, search), entities, search)
 
     return points_of
@@ -77,31 +77,56 @@ class Sorted:
 
 
 def in_order(entity: Array, packed: Array, other: Array, search: Search) -> Sorted:
-    order = _order(entity, packed)
-    entity, packed = entity[order], packed[order]
-    tie = (entity[1:] == entity[:-1]) & (packed[1:] == packed[:-1]) & (packed[1:] & (TAGS - 1) != search.point)
+    """`packed` is used up: of many rows a new array costs as much as the work on it."""
+    least = int(packed.min(initial=GREATEST))
+    order = _order(entity, packed, least)
+    entity, time = entity[order], packed[order]
+    time += least
+    tag = (time & (TAGS - 1)).astype(np.int8)
+    time >>= TAG_BITS
+    tie = (entity[1:] == entity[:-1]) & (time[1:] == time[:-1]) & (tag[1:] == tag[:-1]) & (tag[1:] != search.point)
     twins = None
     if tie.any():
         inside = np.flatnonzero(np.append(False, tie) | np.append(tie, False))
         some = order[inside]
-        order[inside] = some[np.lexsort((other[some], packed[inside], entity[inside]))]
+        order[inside] = some[np.lexsort((other[some], tag[inside], time[inside], entity[inside]))]
         alike = tie & (other[order[1:]] == other[order[:-1]])
         twins = np.append(False, alike) | np.append(alike, False)
-    return Sorted(order, entity, packed >> TAG_BITS, packed & (TAGS - 1), other[order], twins)
+    return Sorted(order, entity, time, tag, other[order], twins)
 
 
-def _order(entity: Array, packed: Array) -> Array:
-    """The order by entity, then by the number: by its low bits first, then by the rest and the entity. Each time places
-    ride along in the numbers that are sorted, since numbers are sorted many times faster than places."""
-    bits, least = len(packed).bit_length(), int(packed.min(initial=GREATEST))
-    wide = (int(packed.max(initial=LEAST)) - least).bit_length()
+def _order(entity: Array, packed: Array, least: int) -> Array:
+    """The order by entity, then by the number, of which the least is subtracted: by its low bits first, then by the
+    rest and the entity. Each time places ride along in the numbers that are sorted, since numbers are sorted many times
+    faster than places."""
+    bits, wide = len(packed).bit_length(), (int(packed.max(initial=LEAST)) - least).bit_length()
+    packed -= least  # wraps where it is wider than 63 bits, and back again
     low = min(wide, 63 - bits)
     if wide > 63 or int(entity.max(initial=0)).bit_length() + wide - low + bits > 63:
-        return np.lexsort((packed, entity))
-    number, place, mask = packed - least, np.arange(len(packed)), (1 << bits) - 1
-    first = np.sort(((number & ((1 << low) - 1)) << bits) | place) & mask
-    rest = (entity << (wide - low)) | (number >> low)
-    return first[np.sort((rest[first] << bits) | place) & mask]
+        return np.lexsort((packed + least, entity))
+    order = packed & ((1 << low) - 1)
+    _sort_places(order, bits)
+    rest = packed[order]
+    rest >>= low
+    for part in _parts(rest):
+        rest[part] |= entity[order[part]].astype(np.int64) << (wide - low)
+    _sort_places(rest, bits)
+    return order[rest]
+
+
+def _sort_places(numbers: Array, bits: int) -> None:
+    """Make of numbers the places of the least of them, of the next and so on."""
+    numbers <<= bits
+    for part in _parts(numbers):
+        numbers[part] |= np.arange(part.start, part.stop)
+    numbers.sort()
+    numbers &= (1 << bits) - 1
+
+
+def _parts(numbers: Array) -> Iterator[slice]:
+    """Parts that stay in the processor's caches."""
+    for start in range(0, len(numbers), OUT):
+        yield slice(start, min(start + OUT, len(numbers)))
 
 
 class Rows(NamedTuple):
