@@ -9,7 +9,7 @@ every task finds at the same path (`file:`) are read so. What cannot be read is 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,8 +36,10 @@ class FileRows:
         start = 0
         for path in self.paths:
             with _opened(path) as file:
+                names = {name.lower(): name for name in file.schema_arrow.names}
+                numbers = {file.schema.column(n).path: n for n in range(file.metadata.num_columns)}
                 for number in range(file.metadata.num_row_groups):
-                    group = RowGroup(file, path, number, start, self.schema)
+                    group = RowGroup(file, path, number, start, self.schema, names, numbers)
                     yield group
                     start += group.rows
 
@@ -83,6 +85,8 @@ class RowGroup:
     number: int
     start: int
     schema: pa.Schema
+    names: Mapping[str, str]  # of the file's columns, by what they are in small letters
+    numbers: Mapping[str, int]  # of what a column stores, by its path
 
     @property
     def rows(self) -> int:
@@ -95,24 +99,20 @@ class RowGroup:
     def bytes_of(self, columns: Sequence[str]) -> int:
         """At least: a value that is stored as a number of its dictionary takes more."""
         group = self.file.metadata.row_group(self.number)
-        stored = [group.column(n) for n in range(group.num_columns)]
-        return sum(column.total_uncompressed_size for column in stored if column.path_in_schema in columns)
+        return sum(group.column(n).total_uncompressed_size for path, n in self.numbers.items() if path in columns)
 
     def bounds(self, name: str) -> tuple[Any, Any] | None:
         """The least and the greatest value of a column; None where the file does not tell."""
-        group = self.file.metadata.row_group(self.number)
-        for n in range(group.num_columns):
-            column = group.column(n)
-            if column.path_in_schema == name:
-                told = column.statistics
-                with suppress(OverflowError):  # a time that Python has no date for
-                    return (told.min, told.max) if told is not None and told.has_min_max else None
+        if name not in self.numbers:
+            return None
+        told = self.file.metadata.row_group(self.number).column(self.numbers[name]).statistics
+        with suppress(OverflowError, UnicodeDecodeError):  # what Python has no date or text for
+            return (told.min, told.max) if told is not None and told.has_min_max else None
         return None
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Columns as the table declares them; one that the file does not have yet is null. As in Spark, A is a."""
-        names = {name.lower(): name for name in self.file.schema_arrow.names}
-        there = {name: names[name.lower()] for name in columns if name.lower() in names}
+        there = {name: self.names[name.lower()] for name in columns if name.lower() in self.names}
         with _told(self.path):
             found = self.file.read_row_group(self.number, columns=list(there.values()), use_threads=False)
         arrays = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -117,7 +118,8 @@ def _bounds(group: Any, time: str) -> tuple[int, int] | None:
             told = column.statistics
             if told is None or not told.has_min_max:
                 return None
-            return micros(told.min), micros(told.max)
+            with suppress(OverflowError):  # a time that Python has no date for
+                return micros(told.min), micros(told.max)
     return None
 
 

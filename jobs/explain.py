@@ -9,15 +9,17 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass
 
+from connectors.file_store import data_files, open_file_store
 from connectors.offline_tables import in_catalog
 from connectors.plain_files import plain_files
-from connectors.table_stats import table_stats
+from connectors.table_stats import FileStats, delta_files, files_stats, table_stats
+from feature_defs.errors import UsageError
 from feature_defs.join_plan import TimeRules, plan_join
 from feature_defs.model import EVENT_TIME
 from jobs.joining import near_files, span_of, way_of, why_of
 from jobs.place import Place, find_service, time_of
 from jobs.report import counted, table
-from jobs.spines import spine_files
+from jobs.spines import format_of
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def explain(
 ) -> ExplainReport:
     """The plan of a training set over a Parquet or Delta spine."""
     snapshot, found = find_service(place, service)
-    files = spine_files(place, spine, spine_format, event_time)
+    files = _spine_files(place, spine, spine_format, event_time)
     columns = files[0].columns if files else ()
     plan = plan_join(found, snapshot.definitions, spine_columns=columns, prefix=prefix, rules=TimeRules())
     rows = sum(file.rows for file in files)
@@ -115,3 +117,16 @@ def explain(
         groups=tuple(groups),
         queried=tuple(queried),
     )
+
+
+def _spine_files(place: Place, path: str, spine_format: str, event_time: str) -> list[FileStats]:
+    uri = place.lakes.uri(path)
+    store, kind = open_file_store(uri), spine_format or format_of(uri)
+    if kind == "delta":
+        uris = delta_files(store, uri)
+    elif kind == "parquet":
+        uris = list(data_files(store, uri))
+    else:
+        hint = "write it as parquet or delta, or run the training set"
+        raise UsageError(f"Spine '{path}'", f"is {kind}, which tells nothing without being read", hint=hint)
+    return files_stats(store, uris, event_time)

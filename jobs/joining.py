@@ -34,14 +34,14 @@ from jobs.transforms.rows import after, all_quoted, utc
 
 IN_LINE, LOCATE, DIRECT = "in line", "locate", "direct"
 FEW = 100_000  # spine rows; below, steps of their own cost more than they save
-MOST_DIRECT = 10_000_000  # rows of a group's files, or of the spine, that one task holds: some 150 bytes each
+MOST_DIRECT = 10_000_000  # rows of a group's files, or of the spine, that one task holds: some 100 bytes each
 ANY = 1 << 62
 _MOST_BYTES = 1 << 30  # of a group's features, if every row answers
 
 
 @dataclass(frozen=True)
 class Joined:
-    """`rows` gives the spine's columns and the outputs, leak flags of some among them; `leaks` tells of the others.
+    """`rows` gives, among others, the spine's columns, the outputs, and leak flags of some; `leaks` tells of the rest.
 
     `pieces` are the same rows where all groups went directly: then Spark is asked for them only if it writes them.
     """

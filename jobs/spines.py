@@ -26,7 +26,7 @@ from connectors.manifests import SpineRecord
 from connectors.offline_tables import delta_table
 from connectors.sources import UNREADABLE
 from connectors.spark_errors import data_errors
-from connectors.table_stats import FileStats, delta_files, files_stats
+from connectors.table_stats import files_stats
 from feature_defs import data_types
 from feature_defs.errors import DataError, LakeError, TidemarkError, UsageError, listed, near_miss
 from feature_defs.expressions import quoted
@@ -151,22 +151,6 @@ def read_spine(
         hint = "check the path, or name its format with --spine-format"
         raise DataError(subject, f"there is no {spine_format} data at {uri}", hint=hint) from error
     return Spine(rows, path, spine_format, version)
-
-
-def spine_files(
-    place: Place, path: str, spine_format: str, event_time: str, version: int | None = None, *, most: int = 1 << 62
-) -> list[FileStats]:
-    """What the footers of a spine's files tell; nothing of more than so many files."""
-    uri = place.lakes.uri(path)
-    store, kind = open_file_store(uri), spine_format or format_of(uri)
-    if kind == "delta":
-        uris = delta_files(store, uri, version)
-    elif kind == "parquet":
-        uris = list(data_files(store, uri))
-    else:
-        hint = "write it as parquet or delta, or run the training set"
-        raise UsageError(f"Spine '{path}'", f"is {kind}, which tells nothing without being read", hint=hint)
-    return files_stats(store, uris, event_time) if len(uris) <= most else []
 
 
 def mapped(rows: DataFrame, words: SpineWords) -> tuple[DataFrame, tuple[tuple[str, str], ...]]:
@@ -373,14 +357,18 @@ def _looked_at(
 
 
 def _newest_by_footers(place: Place, spine: Spine, words: SpineWords) -> int | None:
-    """The spine's newest time, in microseconds; None where its files do not tell, or are many."""
-    if spine.format not in ("delta", "parquet"):
+    """The newest time of a Parquet spine, in microseconds; None where its files do not tell, or are many."""
+    if spine.format != "parquet":
         return None
+    uri = place.lakes.uri(spine.path)
+    store = open_file_store(uri)
     try:
-        files = spine_files(place, spine.path, spine.format, words.event_time, spine.version, most=_MOST_FOOTERS)
-    except TidemarkError:  # Spark will tell of it
+        uris = list(data_files(store, uri))
+        if len(uris) > _MOST_FOOTERS or any("=" in file.removeprefix(uri) for file in uris):  # a folder may name a time
+            return None
+        times = [file.newest_us for file in files_stats(store, uris, words.event_time)]
+    except (TidemarkError, OSError, pa.ArrowException):  # Spark will tell of it
         return None
-    times = [file.newest_us for file in files]
     return None if None in times else max((time for time in times if time is not None), default=None)
 
 

@@ -15,6 +15,7 @@ from functools import cache
 from itertools import combinations, product
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -28,6 +29,7 @@ from jobs.joining import Joined, OwnFiles, join_spine, kept_in, near_files
 from jobs.transforms.as_of import LEAK, latest_rows, training_rows
 from jobs.transforms.direct import _coder, _same
 from jobs.transforms.features import feature_rows
+from jobs.transforms.locate_kernel import TAGS, Search, in_order
 from tests import oracle
 
 CASES, SEED = 1000, 20260131
@@ -248,6 +250,22 @@ def files_of(spark: SparkSession, folder: Path, parts: list[pa.Table]) -> PlainF
         parquet.write_table(rows, folder / f"{number}.parquet", row_group_size=400)
         found.append(PlainFile(f"file://{folder}/{number}.parquet", 0))
     return PlainFiles(spark, spark.createDataFrame(parts[0].slice(0, 1)).schema, tuple(found))
+
+
+@pytest.mark.parametrize("entities", [1, 2**20, 2**50, 2**58])
+@pytest.mark.parametrize("span", [2, 2**40, 2**60, 2**63 - 1])
+def test_rows_are_put_in_order_however_wide_their_numbers_are(span: int, entities: int) -> None:
+    draw = np.random.default_rng([span, entities])
+    for count in (0, 1, 2, 700):
+        entity, other = draw.integers(0, entities, count), draw.integers(0, 3, count)
+        packed = draw.integers(-span, span, count)
+        expected = sorted(zip(entity.tolist(), packed.tolist(), other.tolist(), strict=True))
+        found = in_order(entity, packed.copy(), other, Search(1, (None,), False, False, ()))
+        numbers = (found.time * TAGS + found.tag).tolist()
+        told = list(zip(found.entity.tolist(), numbers, found.other.tolist(), strict=True))
+        assert [row[:2] for row in told] == [row[:2] for row in expected]
+        of_rows = [[row for row in rows if row[1] % TAGS != TAGS - 1] for rows in (told, expected)]
+        assert of_rows[0] == of_rows[1]  # points of one time are in any order
 
 
 @pytest.mark.parametrize("kinds", [("int64",), ("int32",), ("int64", "string"), ("string",), ("binary",)], ids=str)

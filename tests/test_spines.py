@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from pyspark.sql import DataFrame, SparkSession
 
 from connectors.file_store import local_path
@@ -236,6 +237,32 @@ def test_time_in_the_future_is_refused_unless_it_is_allowed(ready: Place, table:
     assert joined(ready, here).count() == 3
     with pytest.raises(DataError, match="3 rows with a time in the future"):
         joined(ready, here.selectExpr("customer_id", "product_id", "event_time + interval 1 hour AS event_time"))
+
+
+YEAR_10000 = 253_402_300_800_000_000
+
+
+@pytest.mark.parametrize(
+    ("folder", "times"),
+    [("", [0, 1_800_000_000_000_000]), ("", [YEAR_10000]), ("event_time=2099-01-01/", [0])],
+    ids=["among others", "a time that Python does not have", "by a folder's name"],
+)
+def test_files_with_a_time_in_the_future_are_refused_unless_it_is_allowed(
+    ready: Place, folder: str, times: list[int]
+) -> None:
+    file = local_path(ready.lakes.uri(f"lake://raw/later/{folder}part-0.parquet"))
+    file.parent.mkdir(parents=True)
+    at = pa.array(times, pa.timestamp("us", "UTC"))
+    parquet.write_table(pa.table({"customer_id": ["c"] * len(at), "product_id": [1] * len(at), "event_time": at}), file)
+    with pytest.raises(DataError, match="1 row with a time in the future"):
+        opened(ready, "lake://raw/later")
+    assert opened(ready, "lake://raw/later", allow_future=True).rows.count() == len(times)
+
+
+def test_files_that_are_none_are_told_by_spark(ready: Place) -> None:
+    put_text(ready, "no parquet", "lake://raw/torn")
+    with pytest.raises(DataError, match="Spine 'lake://raw/torn'"):
+        opened(ready, "lake://raw/torn")
 
 
 def test_column_with_a_name_of_ours_and_a_whole_lake_are_refused(ready: Place, table: Table) -> None:

@@ -5,7 +5,7 @@
          -> the features of those rows, row group by row group -> files of answers, row for row as the spine's
     spine | answers of each group                              -> `pieces`
 
-A task holds keys and clocks of one group and of the spine as numbers, some 150 bytes a row, and of the rows that
+A task holds keys and clocks of one group and of the spine as numbers, some 100 bytes a row, and of the rows that
 answer up to 16 features at a time. So it is for what one task can hold; `jobs/joining.py` decides.
 """
 
@@ -196,7 +196,10 @@ def _span_of(keys: pa.ChunkedArray) -> _Span | None:
     """The least and the greatest key; None of a type whose bounds in a file are not those of its values."""
     if not (pa.types.is_integer(keys.type) or pa.types.is_string(keys.type)):
         return None
-    found = pc.min_max(keys).as_py()
+    try:
+        found = pc.min_max(keys).as_py()
+    except UnicodeDecodeError:  # bytes that Spark takes for text
+        return None
     return None if found["min"] is None else (found["min"], found["max"])
 
 

@@ -28,7 +28,7 @@ def feature_rows(
 ) -> DataFrame:
     """The group's feature rows. A grid ends at `until_us`; rows after it belong to a cell that is not over yet.
 
-    With `after_us` only rows of (after, until]: the same as those of a full run. Rows come in the order of time.
+    With `after_us` only rows of (after, until]: the same as those of a full run. Rows come in the order of a table's.
     """
     keys = list(entity.keys)
     if after_us is not None:

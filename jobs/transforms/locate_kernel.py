@@ -102,14 +102,19 @@ def _order(entity: Array, packed: Array, least: int) -> Array:
     bits, wide = len(packed).bit_length(), (int(packed.max(initial=LEAST)) - least).bit_length()
     packed -= least  # wraps where it is wider than 63 bits, and back again
     low = min(wide, 63 - bits)
-    if wide > 63 or int(entity.max(initial=0)).bit_length() + wide - low + bits > 63:
+    above = wide - low
+    if wide > 63 or int(entity.max(initial=0)).bit_length() + bits > 63:
         return np.lexsort((packed + least, entity))
     order = packed & ((1 << low) - 1)
     _sort_places(order, bits)
     rest = packed[order]
     rest >>= low
+    if int(entity.max(initial=0)).bit_length() + above + bits > 63:
+        _sort_places(rest, bits)
+        order, above = order[rest], 0
+        rest.fill(0)
     for part in _parts(rest):
-        rest[part] |= entity[order[part]].astype(np.int64) << (wide - low)
+        rest[part] |= entity[order[part]].astype(np.int64) << above
     _sort_places(rest, bits)
     return order[rest]
 
