@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.types import StructType
+from pyspark.sql.types import LongType, StringType, StructField, StructType
 
 Array = npt.NDArray[Any]
 Partition = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
+_TOLD = StructType([StructField("number", LongType()), StructField("told", StringType())])
 LEAST, GREATEST = int(np.iinfo(np.int64).min), int(np.iinfo(np.int64).max)
 
 
@@ -66,5 +67,5 @@ def told_by_tasks(spark: SparkSession, tasks: Sequence[Any], run: Callable[[Any]
         number, task = numbered
         yield pa.record_batch({"number": pa.array([number], pa.int64()), "told": [json.dumps(run(task))]})
 
-    found = in_tasks(spark, list(enumerate(tasks)), of, "number bigint, told string").collect()
+    found = in_tasks(spark, list(enumerate(tasks)), of, _TOLD).collect()
     return [json.loads(row["told"]) for row in sorted(found, key=lambda row: row["number"])]
