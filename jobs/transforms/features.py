@@ -28,14 +28,14 @@ def feature_rows(
 ) -> DataFrame:
     """The group's feature rows. A grid ends at `until_us`; rows after it belong to a cell that is not over yet.
 
-    With `after_us` only rows of (after, until]: the same as those of a full run. Rows come in the order of a table's.
+    With `after_us` only rows of (after, until]: the same as those of a full run. Those of a grid come in order.
     """
     keys = list(entity.keys)
     if after_us is not None:
         rows = rows.where(~after(until_us))
     if not group.aggregates:
         chosen = rows if after_us is None else rows.where(after(after_us))
-        return in_order(_one_of_equals(_evaluated(chosen, group, keys), group, keys), keys)
+        return _one_of_equals(_evaluated(chosen, group, keys), group, keys)
     try:
         plan = plan_of(rows, group, keys)
         if after_us is not None and not plan.every and plan.longest is not None:
@@ -44,7 +44,7 @@ def feature_rows(
             aggregated = kernel_rows(rows, plan, until_us=until_us, after_us=after_us)
         else:
             aggregated = group_rows(tiles_of(rows, plan), plan, until_us=until_us, after_us=after_us)
-            aggregated = in_order(aggregated, keys)
+            aggregated = in_order(aggregated, keys) if group.every else aggregated
     except AnalysisException as error:
         raise _first_aggregate_fault(rows, group) or error from error
     return _evaluated(aggregated, group, keys)
@@ -77,7 +77,7 @@ def changed_rows(
             same = [F.col(f"k.{name}").eqNullSafe(F.col(f"n.{name}")) for name in clocks]
             met = kept.select(*new.columns).alias("k").join(new.select(*clocks).alias("n"), same, "left_semi")
             new = new.unionByName(met)
-        return in_order(_one_of_equals(new, group, keys), keys), clocks
+        return _one_of_equals(new, group, keys), clocks
     plan = plan_of(rows, group, keys)
     span = {"complete_us": complete_us, "until_us": until_us, "oldest_us": oldest_us}
     changed = advanced_rows(kept, tiles_of(rows, plan), plan, **span, late=late)
@@ -89,7 +89,8 @@ def changed_rows(
             for name in changed.columns
         )
     )
-    return _evaluated(in_order(changed, keys), group, keys), [*keys, EVENT_TIME]
+    changed = in_order(changed, keys) if group.every else changed
+    return _evaluated(changed, group, keys), [*keys, EVENT_TIME]
 
 
 def without_past(rows: DataFrame, null_until: Mapping[str, int] | None) -> DataFrame:
@@ -106,16 +107,16 @@ def without_past(rows: DataFrame, null_until: Mapping[str, int] | None) -> DataF
 
 
 def table_rows(rows: DataFrame, group: FeatureGroup) -> DataFrame:
-    """Checked rows as the table keeps them.
+    """Checked rows as the table keeps them, in order.
 
     Where rules may put a row in quarantine, it stays, hidden: its tile counts in later windows, and a row that comes
     with equal clocks is held against it.
     """
-    if any(isinstance(rule, Unique) for rule in group.rules):  # rows that were gathered by their values
-        rows = in_order(rows, rows.columns[: rows.columns.index(EVENT_TIME)])
-    if any(rule.severity == "quarantine" for rule in group.rules):
+    if not any(rule.severity == "quarantine" for rule in group.rules):
+        rows = rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
+    if group.every and not any(isinstance(rule, Unique) for rule in group.rules):  # which gathers rows by their values
         return rows
-    return rows.where(F.col(REJECTED).isNull()).drop(REJECTED)
+    return in_order(rows, rows.columns[: rows.columns.index(EVENT_TIME)])
 
 
 # expressions
