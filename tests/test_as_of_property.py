@@ -262,7 +262,7 @@ def test_rows_are_put_in_order_however_wide_their_numbers_are(span: int, entitie
         expected = sorted(zip(entity.tolist(), packed.tolist(), other.tolist(), strict=True))
         found = in_order(entity, packed.copy(), other, Search(1, (None,), False, False, ()))
         numbers = (found.time * TAGS + found.tag).tolist()
-        told = list(zip(found.entity.tolist(), numbers, found.other.tolist(), strict=True))
+        told = list(zip(found.entity.tolist(), numbers, found.other(np.arange(count)).tolist(), strict=True))
         assert [row[:2] for row in told] == [row[:2] for row in expected]
         of_rows = [[row for row in rows if row[1] % TAGS != TAGS - 1] for rows in (told, expected)]
         assert of_rows[0] == of_rows[1]  # points of one time are in any order

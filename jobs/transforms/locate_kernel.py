@@ -65,15 +65,19 @@ def partition_points(search: Search) -> Partition:
 class Sorted:
     """Rows and points in the order (entity, time, tag, other); `twins` have all of these alike with a neighbour.
 
-    `order` is where each was before.
+    `order` is where each was before, and `others` are as they were: few of them are looked at.
     """
 
     order: Array
     entity: Array
     time: Array
     tag: Array
-    other: Array
+    others: Array
     twins: Array | None
+
+    def other(self, places: Array) -> Array:
+        found: Array = self.others[self.order[places]]
+        return found
 
 
 def in_order(entity: Array, packed: Array, other: Array, search: Search) -> Sorted:
@@ -85,14 +89,15 @@ def in_order(entity: Array, packed: Array, other: Array, search: Search) -> Sort
     tag = (time & (TAGS - 1)).astype(np.int8)
     time >>= TAG_BITS
     tie = (entity[1:] == entity[:-1]) & (time[1:] == time[:-1]) & (tag[1:] == tag[:-1]) & (tag[1:] != search.point)
-    twins = None
-    if tie.any():
+    twins, ties = None, np.flatnonzero(tie)
+    if len(ties):
         inside = np.flatnonzero(np.append(False, tie) | np.append(tie, False))
         some = order[inside]
         order[inside] = some[np.lexsort((other[some], tag[inside], time[inside], entity[inside]))]
-        alike = tie & (other[order[1:]] == other[order[:-1]])
-        twins = np.append(False, alike) | np.append(alike, False)
-    return Sorted(order, entity, time, tag, other[order], twins)
+        alike = ties[other[order[ties]] == other[order[ties + 1]]]
+        twins = np.zeros(len(order), bool)
+        twins[alike] = twins[alike + 1] = True
+    return Sorted(order, entity, time, tag, other, twins)
 
 
 def _order(entity: Array, packed: Array, least: int) -> Array:
@@ -161,7 +166,7 @@ def _found(rows: Sorted, entities: Sequence[pa.Array], search: Search) -> Iterat
     for start in range(0, len(points), OUT):
         part = slice(start, start + OUT)
         entity = pa.array(rows.entity[points[part]])
-        arrays = [pa.array(rows.other[points[part]]), *(key.take(entity) for key in entities)]
+        arrays = [pa.array(rows.other(points[part])), *(key.take(entity) for key in entities)]
         arrays += [pa.array(values[part], mask=~here[part]) for values, here in columns]
         yield pa.RecordBatch.from_arrays(arrays, names=list(search.names))
 
@@ -184,7 +189,7 @@ def answers(rows: Sorted, points: Array, places: Array, ttl: int | None, search:
 
 
 def _clocks(rows: Sorted, found: Rows) -> Sequence[tuple[Array, Array]]:
-    created = rows.other[found.place]
+    created = rows.other(found.place)
     return [(rows.time[found.place], found.there), (created, found.there & (created != LEAST))]
 
 
@@ -204,13 +209,13 @@ def _known(rows: Sorted, points: Array, places: Array, newest: Rows, search: Sea
     known, with the greatest so far. Places are in the order of greatness.
     """
     time = rows.time[points]
-    late = newest.there & (rows.other[newest.place] > time)
+    late = newest.there & (rows.other(newest.place) > time)
     if not late.any():
         return newest
     of_late = np.zeros(int(rows.entity[-1]) + 1, bool)
     of_late[rows.entity[points[late]]] = True
     some, asking = places[of_late[rows.entity[places]]], points[late]
-    arrival = np.maximum(rows.time[some] + (1 if search.strict else 0), rows.other[some])
+    arrival = np.maximum(rows.time[some] + (1 if search.strict else 0), rows.other(some))
     entity = np.concatenate([rows.entity[some], rows.entity[asking]])
     asks = np.repeat([False, True], [len(some), len(asking)])
     order = np.lexsort((asks, np.concatenate([arrival, time[late]]), entity))
