@@ -69,6 +69,18 @@ class FileRows:
                 parts.append(group.read(columns).slice(low - group.start, high - low))
         return pa.concat_tables(parts) if parts else self.columns(columns).empty_table()
 
+    def read_alike(self) -> pa.Table | None:
+        """All rows, if every file holds the very columns; what Spark turns into them is for Spark."""
+        declared = [(field.name, field.type) for field in self.schema]
+        for path in self.paths:
+            with _opened(path) as file:
+                numbers, notes = range(file.metadata.num_columns), file.metadata.metadata or {}
+                is_old = any(b"legacy" in note for note in notes)  # another calendar
+                is_old |= any(file.schema.column(n).physical_type == "INT96" for n in numbers)
+                if is_old or [(field.name, field.type) for field in file.schema_arrow] != declared:
+                    return None
+        return self.read(self.schema.names)
+
     def columns(self, columns: Sequence[str]) -> pa.Schema:
         return pa.schema([self.schema.field(name) for name in columns])
 

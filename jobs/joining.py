@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
 
+import pyarrow as pa
+from pyarrow import parquet
 from pyspark.sql import Column, DataFrame, Observation
 from pyspark.sql import functions as F
 
@@ -24,11 +26,13 @@ from connectors.file_store import local_path, open_file_store
 from connectors.lakes import joined
 from connectors.offline_tables import writing
 from connectors.plain_files import PlainFiles
+from connectors.row_order import PART
 from feature_defs.join_plan import GroupJoin, JoinPlan
 from feature_defs.model import CREATED_TIME, EVENT_TIME
+from jobs.transforms.arrays import LEAST, micros_of
 from jobs.transforms.as_of import LEAK, training_rows
 from jobs.transforms.direct import GroupFiles, searched
-from jobs.transforms.locate import Keep, Leaks, fetched, located, numbered
+from jobs.transforms.locate import ROW, Keep, Leaks, fetched, located, numbered
 from jobs.transforms.pieces import Pieces
 from jobs.transforms.rows import after, all_quoted, utc
 
@@ -68,7 +72,7 @@ def kept_in(folder: str) -> Keep:
 
     def keep(rows: DataFrame, metrics: Sequence[Column]) -> tuple[DataFrame, Mapping[str, Any]]:
         uri, told = joined(folder, uuid.uuid4().hex), Observation()
-        with writing(rows.sparkSession):
+        with writing(rows.sparkSession, table=True):  # in parts: tasks read pieces of it
             rows.observe(told, *metrics).write.parquet(uri)
         return rows.sparkSession.read.schema(rows.schema).parquet(uri), told.get
 
@@ -96,15 +100,19 @@ def join_spine(
     keep: Keep,
     few: int | None = None,
     own: OwnFiles | None = None,
+    read: pa.Table | None = None,
 ) -> Joined:
     """Every spine row once, with the features as they were at its time; of at most `few` rows in line.
 
-    With `own` files `keep` keeps the spine in files, too.
+    With `own` files `keep` keeps the spine in files, too. `read` are the spine's rows, where they are in memory.
     """
     few = FEW if few is None else few
-    time = F.unix_micros(utc(F.col(EVENT_TIME), spine.schema[EVENT_TIME].dataType))
-    told = [F.count(F.lit(1)).alias("rows"), F.min(time).alias("oldest"), F.max(time).alias("newest")]
-    base, counts = keep(numbered(spine), told)
+    if own and read is not None and own.folder.startswith("file:"):
+        base, counts = _kept_here(numbered(spine), read, own.folder)
+    else:
+        time = F.unix_micros(utc(F.col(EVENT_TIME), spine.schema[EVENT_TIME].dataType))
+        told = [F.count(F.lit(1)).alias("rows"), F.min(time).alias("oldest"), F.max(time).alias("newest")]
+        base, counts = keep(numbered(spine), told)
     pieces, leaks = _directly(base, plan, own, counts) if own and counts["newest"] is not None else (None, [])
     ways = {part.group.group: DIRECT for part in pieces.parts} if pieces else {}
     others = [group for group in plan.groups if group.group not in ways]
@@ -131,6 +139,19 @@ def join_spine(
         spine_rows=counts["rows"],
         ways={group.group: ways[group.group] for group in plan.groups},
     )
+
+
+def _kept_here(spine: DataFrame, read: pa.Table, folder: str) -> tuple[DataFrame, Mapping[str, Any]]:
+    """As `keep` does, of rows that are read already: no job."""
+    uri = joined(folder, uuid.uuid4().hex)
+    local_path(uri).mkdir(parents=True)
+    rows = read.append_column(ROW, pa.array(range(len(read)), pa.int64()))
+    parquet.write_table(rows, local_path(uri) / "part-0.parquet", row_group_size=PART, store_schema=False)
+    times = micros_of(read.column(EVENT_TIME))
+    times = times[times > LEAST]
+    oldest, newest = (int(times.min()), int(times.max())) if len(times) else (None, None)
+    base = spine.sparkSession.read.schema(spine.schema).parquet(uri)
+    return base, {"rows": len(read), "oldest": oldest, "newest": newest}
 
 
 def way_of(group: GroupJoin, spine_rows: int, near_rows: int | None = None, *, few: int = FEW) -> str:

@@ -21,6 +21,7 @@ from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from connectors.file_rows import file_rows
 from connectors.file_store import data_files, open_file_store
 from connectors.manifests import SpineRecord
 from connectors.offline_tables import delta_table
@@ -48,6 +49,7 @@ _ENDINGS = re.compile(r"\.(parquet|csv|json)l?(\.gz|\.bz2|\.zst|\.snappy)?$", re
 _A_TIME = r"^\s*\d{4}-\d{1,2}-\d{1,2}([ T].*)?$"  # else Spark takes '12:30' for today and '2026' for a day
 _UNNAMED = re.compile(r"_c\d+")  # what Spark calls a column of csv without a name
 _MOST_FOOTERS = 64  # a job over the spine's times is as fast as more of them
+_FEW = 100_000  # rows that are read here in less time than a job takes to begin
 _OWN = HIDDEN + "own_"  # an own column that has a mapped key's name, while the join runs
 
 
@@ -70,7 +72,8 @@ class SpineWords:
 class Spine:
     """Rows as a join takes them. `own` pairs each column of the spine with the one of `rows` that holds it.
 
-    `format` is spark, pandas or arrow for rows from memory; `version` is a Delta table's.
+    `format` is spark, pandas or arrow for rows from memory; `version` is a Delta table's. `few` are the same rows, read
+    already.
     """
 
     rows: DataFrame
@@ -81,6 +84,7 @@ class Spine:
     parts: tuple[Part, ...] = ()
     outside_rows: int = 0
     gap_rows: int = 0
+    few: pa.Table | None = None
 
     def restored(self, rows: DataFrame, others: Sequence[str]) -> DataFrame:
         """A dataset's rows: the spine's own columns in place, then the others, the part behind all of them."""
@@ -324,9 +328,9 @@ def _looked_at(
     parsed = spine.rows.select(*(_parsed(name, typed) for name in spine.rows.columns if name != UNREADABLE))
     rows, own = mapped(parsed, words)
     check_columns(rows, declared)
-    newest = None if parts else _newest_by_footers(place, spine, words)
+    newest, few = (None, None) if parts else _by_files(place, spine, words)
     if newest is not None and newest <= now_us(now):
-        return replace(spine, rows=rows, own=own)
+        return replace(spine, rows=rows, own=own, few=few if rows.columns == spine.rows.columns else None)
     time = utc(F.col(EVENT_TIME), rows.schema[EVENT_TIME].dataType)
     part = split_of(time, parts)
     # the clock is the query's own: a spine of current_timestamp() is not in the future of a clock read before it
@@ -356,20 +360,25 @@ def _looked_at(
     return replace(spine, rows=rows, own=own, parts=parts, outside_rows=found["outside"], gap_rows=found["gap"])
 
 
-def _newest_by_footers(place: Place, spine: Spine, words: SpineWords) -> int | None:
-    """The newest time of a Parquet spine, in microseconds; None where its files do not tell, or are many."""
+def _by_files(place: Place, spine: Spine, words: SpineWords) -> tuple[int | None, pa.Table | None]:
+    """The newest time of a Parquet spine, in microseconds, and its rows where they are few; None where its files do not
+    tell, or are many."""
     if spine.format != "parquet":
-        return None
+        return None, None
     uri = place.lakes.uri(spine.path)
     store = open_file_store(uri)
     try:
         uris = list(data_files(store, uri))
         if len(uris) > _MOST_FOOTERS or any("=" in file.removeprefix(uri) for file in uris):  # a folder may name a time
-            return None
-        times = [file.newest_us for file in files_stats(store, uris, words.event_time)]
+            return None, None
+        stats = files_stats(store, uris, words.event_time)
+        times = [file.newest_us for file in stats]
+        if None in times:
+            return None, None
+        files = file_rows(uris, spine.rows.schema) if sum(file.rows for file in stats) <= _FEW else None
+        return max((time for time in times if time is not None), default=None), files and files.read_alike()
     except (TidemarkError, OSError, pa.ArrowException):  # Spark will tell of it
-        return None
-    return None if None in times else max((time for time in times if time is not None), default=None)
+        return None, None
 
 
 def _parsed(name: str, typed: Mapping[str, str]) -> Column:

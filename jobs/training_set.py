@@ -160,7 +160,8 @@ def training_set(
     write_pin(place.lakes, place.settings.beside, pin)
     work = place.lakes.uri(pin.work)
     with step(f"training-set {found.name}"), data_errors(f"Service '{found.name}'"), keeping(work) as keep:
-        met = join_spine(given.rows, planned.tables, plan, keep=keep, own=OwnFiles(planned.files, work))
+        own = OwnFiles(planned.files, work)
+        met = join_spine(given.rows, planned.tables, plan, keep=keep, own=own, read=given.few)
         counts, manifest = _write(target, met, given, plan, manifest, exactly)
     assert manifest.hash is not None
     return TrainingSetReport(

@@ -239,6 +239,7 @@ def test_time_in_the_future_is_refused_unless_it_is_allowed(ready: Place, table:
         joined(ready, here.selectExpr("customer_id", "product_id", "event_time + interval 1 hour AS event_time"))
 
 
+UTC = datetime.timezone.utc
 YEAR_10000 = 253_402_300_800_000_000
 
 
@@ -257,6 +258,50 @@ def test_files_with_a_time_in_the_future_are_refused_unless_it_is_allowed(
     with pytest.raises(DataError, match="1 row with a time in the future"):
         opened(ready, "lake://raw/later")
     assert opened(ready, "lake://raw/later", allow_future=True).rows.count() == len(times)
+
+
+def test_files_of_few_rows_are_read_without_spark_where_it_changes_nothing(ready: Place, table: Table) -> None:
+    """And the dataset is the same, whoever reads them."""
+    times = [datetime.datetime(2026, 1, 5, microsecond=1, tzinfo=UTC), datetime.datetime(2026, 1, 6, tzinfo=UTC), None]
+    kind, labels = pa.timestamp("us", "UTC"), pa.array([1, 0, 0], pa.int32())
+    rows = pa.table(
+        {
+            "customer_id": ["007", "c2", "c2"],
+            "product_id": [1, 2, None],
+            "event_time": pa.array(times, kind),
+            "label": labels,
+        }
+    )
+    required = rows.cast(pa.schema([*list(rows.schema)[:3], pa.field("label", pa.int32(), nullable=False)]))
+    days = rows.set_column(2, "event_time", rows["event_time"].cast(pa.timestamp("ms", "UTC"), safe=False))
+    categories = rows.set_column(0, "customer_id", rows["customer_id"].dictionary_encode())
+    old = rows.replace_schema_metadata({"org.apache.spark.legacyDateTime": ""})
+    turned = rows.select(["label", "event_time", "product_id", "customer_id"])
+    expected = table(JOINED, TYPES)
+    expected_of_days = table(JOINED.replace(" 00:00:00.000001", "").replace("| 4", "| null"), TYPES)
+    for number, (is_read, parts, options) in enumerate(
+        [
+            (True, [rows.slice(0, 1), rows.slice(1)], {}),
+            (True, [required], {}),
+            (False, [rows.slice(0, 1), turned.slice(1)], {}),
+            (False, [categories], {}),
+            (False, [old], {}),
+            (False, [days], {}),
+            (False, [rows], {"use_deprecated_int96_timestamps": True}),
+        ]
+    ):
+        path = f"lake://raw/few{number}"
+        folder = local_path(ready.lakes.uri(path))
+        folder.mkdir(parents=True)
+        for part, content in enumerate(parts):
+            parquet.write_table(content, folder / f"part-{part}.parquet", **options)
+        assert (opened(ready, path).few is not None) == is_read, number
+        report = training_set(ready, path, service="churn", out="lake://work/out")
+        found = ready.spark.read.parquet(ready.lakes.uri("lake://work/out"))
+        assert_rows(found, expected_of_days if parts[0] is days else expected)
+        assert (report.rows, report.null_key_rows, report.null_time_rows) == (3, 1, 1)
+    assert opened(ready, path, keys={"customer_id": "customer_id"}, event_time="event_time").few is None
+    assert opened(ready, "lake://raw/few0", keys={"product_id": "label"}).few is None
 
 
 def test_files_that_are_none_are_told_by_spark(ready: Place) -> None:

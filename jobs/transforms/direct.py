@@ -11,10 +11,10 @@ answer up to 16 features at a time. So it is for what one task can hold; `jobs/j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,10 +27,11 @@ from connectors.table_stats import may_hold, micros
 from feature_defs.join_plan import GroupJoin, TimeRules
 from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED
 from jobs.transforms.arrays import LEAST, Array, micros_of, told_by_tasks
-from jobs.transforms.locate_kernel import TAGS, Answers, Rows, Search, answers, in_order, tag_of
+from jobs.transforms.locate_kernel import TAGS, Search, answers, in_order, tag_of
 
 PIECE = 100_000  # spine rows of a task that puts answers beside them
 _AT_ONCE = 16  # columns of features that a task holds at a time
+_IN_CACHES = 65_536  # rows whose numbers stay in a processor's caches
 _SPARSE = 8  # whole numbers are close where one of so many is there
 _Span = tuple[Any, Any]
 _FARTHEST = 2**63 // TAGS  # microseconds: a time and a tag are one number
@@ -102,61 +103,78 @@ def blocks_of(part: GroupFiles, folder: str) -> tuple[Block, ...]:
 
 def _search(task: _Searching) -> list[int] | None:
     """How many cells would differ, a feature each; None to hand the group back."""
-    group = task.part.group
-    points = task.spine.read([*group.keys, EVENT_TIME])
-    found, numbers = _found(points, task)
-    told = found.answers
-    chosen, would = (_numbers(rows, len(points), numbers, found) for rows in (told.chosen, told.would))
-    if told.twin.any():
+    found = _found(task.spine.read([*task.part.group.keys, EVENT_TIME]), task)
+    if found is None:
         return None
     try:
-        return _write_answers(task, chosen, would, found.points[told.differ])
+        return _write_answers(task, found)
     except (pa.ArrowInvalid, pa.ArrowCapacityError):
         return None
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Answers of the points that can have one: `points` are their numbers, `order` tells of a place which row it is."""
+class _Found(NamedTuple):
+    """Of each spine row the number of the row that answers, -1 for none, of the one that would by the other rule of
+    `known_by`, and whether they differ."""
 
-    answers: Answers
-    points: Array
-    order: Array
+    chosen: Array
+    would: Array
+    differ: Array
 
 
-def _found(points: pa.Table, task: _Searching) -> tuple[_Found, Array]:
-    """The answers, and the numbers of the rows that were looked at."""
+def _found(points: pa.Table, task: _Searching) -> _Found | None:
+    """None where an answer has a twin."""
     group = task.part.group
     keys = [points.column(key).cast(task.part.files.schema.field(key).type) for key in group.keys]
     codes, coded = _coder(keys)
     at = micros_of(points.column(EVENT_TIME))
     asking = np.flatnonzero((codes >= 0) & (at > LEAST))
     search = Search(len(group.keys), (group.ttl_us,), task.rules.strict, task.rules.known_by == "spine", ())
-    slim = _slim(task.part, _span_of(keys[0]), coded, room_for=len(asking))
-    slim.put(codes[asking], _packed(at[asking], search.point), 0, asking)
-    entity, packed, created, numbers = slim.arrays()
-    rows = in_order(entity, packed, created, search)
-    is_point = rows.tag == search.point
-    places = np.flatnonzero(is_point)
-    told = answers(rows, places, np.flatnonzero(~is_point), group.ttl_us, search)
-    return _Found(told, numbers[rows.order[places]], rows.order), numbers
+    slim = _slim(task.part, _span_of(keys[0]), coded, points=len(asking), entities=int(codes.max(initial=0)) + 1)
+    slim.put(codes[asking], _packed(at[asking], search.point), np.zeros(len(asking), np.int64), asking)
+    found = _Found(np.full(len(points), -1), np.full(len(points), -1), np.zeros(len(points), bool))
+    for entity, packed, created, numbers in slim.by_entities():
+        rows = in_order(entity, packed, created, search)
+        is_point, number = rows.tag == search.point, numbers[rows.order]
+        told = answers(rows, np.flatnonzero(is_point), np.flatnonzero(~is_point), group.ttl_us, search)
+        if told.twin.any():
+            return None
+        asked = number[is_point]
+        for result, of in ((found.chosen, told.chosen), (found.would, told.would)):
+            result[asked[of.there]] = number[of.place[of.there]]
+        found.differ[asked] = told.differ
+    return found
 
 
 class _Slim:
-    """Rows or points: entity, time and tag, created_time, and each one's number among all of its kind."""
+    """Rows and points: entity, time and tag, created_time, and each one's number among all of its kind.
 
-    def __init__(self, most: int) -> None:
+    They come in parts, and are given back by entities: so few at a time that no step leaves the processor's caches.
+    """
+
+    def __init__(self, most: int, entities: int) -> None:
         kinds = (np.int32, np.int64, np.int64, np.int32)
-        self._arrays, self.filled = tuple(np.empty(most, kind) for kind in kinds), 0
+        self._arrays = tuple(np.empty(most, kind) for kind in kinds)
+        self._shift = max(entities.bit_length() - 8, 0)
+        self._ends = [np.zeros(256, np.int64)]
 
-    def put(self, entity: Array, packed: Array, created: Array | int, numbers: Array) -> None:
-        end = self.filled + len(entity)
-        for array, values in zip(self._arrays, (entity, packed, created, numbers), strict=True):
-            array[self.filled : end] = values
-        self.filled = end
+    def put(self, *columns: Array) -> None:
+        """Keep a part, ordered by 256 ranges of entities: bytes are sorted the fastest."""
+        ranges = (columns[0] >> self._shift).astype(np.uint8)
+        start, order = int(self._ends[-1][-1]), np.argsort(ranges, kind="stable")
+        for array, values in zip(self._arrays, columns, strict=True):
+            array[start : start + len(order)] = values[order]
+        self._ends.append(start + np.cumsum(np.bincount(ranges, minlength=256)))
 
-    def arrays(self) -> tuple[Array, ...]:
-        return tuple(array[: self.filled] for array in self._arrays)
+    def by_entities(self) -> Iterator[tuple[Array, ...]]:
+        ends = np.array(self._ends)
+        starts, ends = np.hstack([ends[:-1, -1:], ends[1:, :-1]]), ends[1:]
+        filled = np.cumsum((ends - starts).sum(axis=0)) // _IN_CACHES
+        last = np.flatnonzero(np.diff(filled, append=-1))
+        for first, until in zip(starts.T[[0, *(last[:-1] + 1)]], ends.T[last], strict=True):
+            some = np.flatnonzero(first < until)
+            spans = [slice(*span) for span in zip(first[some].tolist(), until[some].tolist(), strict=True)]
+            if spans:
+                yield tuple(np.concatenate([array[span] for span in spans]) for array in self._arrays)
 
 
 def _slim(
@@ -164,12 +182,13 @@ def _slim(
     first_key: _Span | None,
     coded: Callable[[Sequence[pa.ChunkedArray]], Array],
     *,
-    room_for: int,
+    points: int,
+    entities: int,
 ) -> _Slim:
-    """The rows that may answer, read row group by row group: so small that no step leaves the processor's caches."""
+    """The rows that may answer, read row group by row group, with room for the points."""
     group, schema = part.group, part.files.schema
     hidden = [REJECTED] if REJECTED in schema.names else []
-    slim = _Slim(sum(part.files.counts()) + room_for)
+    slim = _Slim(sum(part.files.counts()) + points, entities)
     for rows in part.files.row_groups():
         if not _may_hold(rows, part, first_key):
             continue
@@ -238,9 +257,11 @@ def _pairs(codes: Array, others: Array, count: int) -> Array:
 
 
 def _look_up(values: pa.Array) -> Callable[[pa.ChunkedArray], Array]:
-    """The places of values among these, -1 for none. Whole numbers that lie close are looked up without a hash."""
+    """The places of values among these, -1 for none. Whole numbers are in order, as a table's rows are, and those that
+    lie close are looked up without a hash."""
     if not pa.types.is_integer(values.type) or not len(values):
         return lambda column: _index_in(column, values)
+    values = values.take(pc.sort_indices(values))
     numbers = values.to_numpy().astype(np.int64)
     least, span = int(numbers.min()), int(numbers.max()) - int(numbers.min())
     if span >= _SPARSE * len(numbers):
@@ -263,24 +284,19 @@ def _index_in(column: pa.ChunkedArray, values: pa.Array) -> Array:
     return pc.fill_null(pc.index_in(column, value_set=values), -1).to_numpy().astype(np.int64)
 
 
-def _numbers(rows: Rows, count: int, numbers: Array, found: _Found) -> Array:
-    """Of each spine row the number of its row in the files; -1 for none."""
-    result = np.full(count, -1)
-    result[found.points[rows.there]] = numbers[found.order[rows.place[rows.there]]]
-    return result
-
-
 # in a task: the features of the rows that were found
 
 
-def _write_answers(task: _Searching, chosen: Array, would: Array, differ: Array) -> list[int]:
+def _write_answers(task: _Searching, found: _Found) -> list[int]:
     """Write the features of the chosen rows in the spine's order, and count the cells that would differ."""
+    differ = np.flatnonzero(found.differ)
+    chosen, would = found.chosen, found.would[differ]
     is_wanted = np.zeros(max(chosen.max(initial=-1), would.max(initial=-1)) + 1, bool)
-    for numbers in (chosen, would[differ]):
+    for numbers in (chosen, would):
         is_wanted[numbers[numbers >= 0]] = True
     wanted, places = np.flatnonzero(is_wanted), np.cumsum(is_wanted, dtype=np.int32) - 1
     place, others = (
-        pa.array(places[numbers] if len(places) else numbers, mask=numbers < 0) for numbers in (chosen, would[differ])
+        pa.array(places[numbers] if len(places) else numbers, mask=numbers < 0) for numbers in (chosen, would)
     )
     leaks = []
     for block in task.blocks:
