@@ -211,19 +211,26 @@ def measured(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
         "join_max_by": lambda: join_max_by(place.spark, plain.spine, tables, folder / "max_by"),
         "spark_alone": lambda: alone(place.spark, tables, plain.out, folder / "alone"),
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    # rounds of a minute: a machine's pace changes, and ratios are those of one round; ours is in both
-    own = ("ours", "twice", "groups_8", "hot", "few", "quarter")
-    peers = ("ours", "duckdb", "join_max_by", "spark_alone")
-    ratios: dict[str, list[float]] = {}
-    for names in (own, peers):
-        for number in range(rounds + 1):
-            for name in names:
-                progress(f"round {number} of {rounds}: {name}")
-                times[name].append(seconds(ways[name]))
+    first: dict[str, float] = {}
+    warm: dict[str, list[float]] = {name: [] for name in ways}
+    ratios: dict[str, list[float]] = {name: [] for name in ways}
+
+    def taken(name: str) -> float:
+        progress(f"round {number} of {rounds}: {name}")
+        took = seconds(ways[name])
+        first.setdefault(name, took)
+        if number:
+            warm[name].append(took)
+        return took
+
+    for number in range(rounds + 1):
+        ours = taken("ours")
+        for name in ways:
+            if name != "ours":  # a machine's pace changes: held against ours just before it and just after it
+                took, before, ours = taken(name), ours, taken("ours")
                 if number:
-                    ratios.setdefault(name, []).append(times[name][-1] / times["ours"][-1])
-    to_ours = {name: statistics.median(values) for name, values in ratios.items()}
+                    ratios[name].append(2 * took / (before + ours))
+    to_ours = {name: statistics.median(values) for name, values in ratios.items() if values}
     hashes = {"ours": row_hash(engine, plain.result, 4)}
     hashes["duckdb"] = row_hash(engine, f"'{folder}/duck.parquet'", 4)
     hashes["join_max_by"] = row_hash(engine, f"'{folder}/max_by/*.parquet'", 4)
@@ -235,8 +242,7 @@ def measured(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
         row_hash(engine, cases["quarter"].result, 4),
         row_hash(engine, f"'{folder}/feast/out/*.parquet'", 4, time="event_timestamp"),
     }
-    times["feast"] = feast
-    median = {name: statistics.median(values[1:]) for name, values in times.items()}
+    median = {name: statistics.median(values) for name, values in (warm | {"feast": feast[1:]}).items()}
     told = {
         "groups": 4,
         "rows": rows,
@@ -254,7 +260,7 @@ def measured(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
         "cold_s": cold,
         "peak_memory_gib_of_skewed": peak,
         "seconds": median,
-        "first_seconds": {name: values[0] for name, values in times.items()},
+        "first_seconds": first | {"feast": feast[0]},
     }
     found: dict[str, Any] = rounded(told)
     return found
