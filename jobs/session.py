@@ -49,7 +49,14 @@ _FASTER = {
     "spark.sql.execution.arrow.maxBytesPerBatch": str(2**31 - 1),
     "spark.sql.codegen.useIdInClassName": "false",
 }
-_CODE_KEPT = ("spark.sql.codegen.cache.maxEntries", "1000")  # usually 100, two such runs; only a new session can say it
+# What only a new session can say. Of generated code 100 pieces are kept usually, two such runs. And Python's tasks work
+# on arrays of some megabytes: memory that is given back after each, and asked for again, took a sixth of their time.
+_OF_NEW = {
+    "spark.sql.codegen.cache.maxEntries": "1000",
+    "spark.executorEnv.ARROW_DEFAULT_MEMORY_POOL": "system",  # which does what the next two say
+    "spark.executorEnv.MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "spark.executorEnv.MALLOC_TRIM_THRESHOLD_": str(512 << 20),
+}
 # Of a query's settings Spark's pages show all but what matches; the usual pattern lets an account's key through.
 _REDACTED, _SECRETS = "spark.sql.redaction.options.regex", r"(?i)url|^fs\.azure\..*(key|secret|token)"
 _OF_ACCOUNT = ("fs.azure.account.", "fs.azure.sas.")  # how one account is signed in to
@@ -72,7 +79,7 @@ def open_session(settings: Settings, *, app: str = "tidemark") -> SparkSession:
         check_java()
         if user := hadoop_user(settings):
             os.environ.setdefault("HADOOP_USER_NAME", user)  # read once, when the JVM first asks who it is
-        builder = SparkSession.builder.appName(app).config(*_CODE_KEPT)
+        builder = SparkSession.builder.appName(app)
         if spark.master and not _is_submitted():
             builder = builder.master(spark.master)
         if spark.master.startswith("local"):
@@ -80,7 +87,7 @@ def open_session(settings: Settings, *, app: str = "tidemark") -> SparkSession:
             os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # else a look-up of this machine's name
         if spark.log_config:
             builder = builder.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={spark.log_config}")
-    conf = {**_FASTER, **_ALWAYS, **with_jars(settings)}
+    conf = {**({} if spark.remote else _OF_NEW), **_FASTER, **_ALWAYS, **with_jars(settings)}
     for key, value in conf.items():
         builder = builder.config(key, value)
     with one_at_a_time() if "spark.jars.packages" in conf else nullcontext():

@@ -129,7 +129,7 @@ def _found(points: pa.Table, task: _Searching) -> _Found | None:
     at = micros_of(points.column(EVENT_TIME))
     asking = np.flatnonzero((codes >= 0) & (at > LEAST))
     search = Search(len(group.keys), (group.ttl_us,), task.rules.strict, task.rules.known_by == "spine", ())
-    slim = _slim(task.part, _span_of(keys[0]), coded, points=len(asking), entities=int(codes.max(initial=0)) + 1)
+    slim = _slim(task.part, _span_of(keys[0]), coded, int(codes.max(initial=0)) + 1)
     slim.put(codes[asking], _packed(at[asking], search.point), np.zeros(len(asking), np.int64), asking)
     found = _Found(np.full(len(points), -1), np.full(len(points), -1), np.zeros(len(points), bool))
     for entity, packed, created, numbers in slim.by_entities():
@@ -151,44 +151,41 @@ class _Slim:
     They come in parts, and are given back by entities: so few at a time that no step leaves the processor's caches.
     """
 
-    def __init__(self, most: int, entities: int) -> None:
-        kinds = (np.int32, np.int64, np.int64, np.int32)
-        self._arrays = tuple(np.empty(most, kind) for kind in kinds)
+    def __init__(self, entities: int) -> None:
         self._shift = max(entities.bit_length() - 8, 0)
-        self._ends = [np.zeros(256, np.int64)]
+        self._parts: list[tuple[Array, ...]] = []
+        self._ends: list[Array] = []
 
-    def put(self, *columns: Array) -> None:
+    def put(self, entity: Array, packed: Array, created: Array, number: Array) -> None:
         """Keep a part, ordered by 256 ranges of entities: bytes are sorted the fastest."""
-        ranges = (columns[0] >> self._shift).astype(np.uint8)
-        start, order = int(self._ends[-1][-1]), np.argsort(ranges, kind="stable")
-        for array, values in zip(self._arrays, columns, strict=True):
-            array[start : start + len(order)] = values[order]
-        self._ends.append(start + np.cumsum(np.bincount(ranges, minlength=256)))
+        ranges = (entity >> self._shift).astype(np.uint8)
+        order = np.argsort(ranges, kind="stable")
+        columns = (entity.astype(np.int32), packed, created, number.astype(np.int32))
+        self._parts.append(tuple(values[order] for values in columns))
+        self._ends.append(np.cumsum(np.bincount(ranges, minlength=256)))
 
     def by_entities(self) -> Iterator[tuple[Array, ...]]:
         ends = np.array(self._ends)
-        starts, ends = np.hstack([ends[:-1, -1:], ends[1:, :-1]]), ends[1:]
+        starts = np.hstack([np.zeros((len(ends), 1), np.int64), ends[:, :-1]])
         filled = np.cumsum((ends - starts).sum(axis=0)) // _IN_CACHES
         last = np.flatnonzero(np.diff(filled, append=-1))
         for first, until in zip(starts.T[[0, *(last[:-1] + 1)]], ends.T[last], strict=True):
-            some = np.flatnonzero(first < until)
-            spans = [slice(*span) for span in zip(first[some].tolist(), until[some].tolist(), strict=True)]
-            if spans:
-                yield tuple(np.concatenate([array[span] for span in spans]) for array in self._arrays)
+            spans = zip(self._parts, first.tolist(), until.tolist(), strict=True)
+            found = [[values[low:high] for values in part] for part, low, high in spans if low < high]
+            if found:
+                yield tuple(np.concatenate(column) for column in zip(*found, strict=True))
 
 
 def _slim(
     part: GroupFiles,
     first_key: _Span | None,
     coded: Callable[[Sequence[pa.ChunkedArray]], Array],
-    *,
-    points: int,
     entities: int,
 ) -> _Slim:
-    """The rows that may answer, read row group by row group, with room for the points."""
+    """The rows that may answer, read row group by row group."""
     group, schema = part.group, part.files.schema
     hidden = [REJECTED] if REJECTED in schema.names else []
-    slim = _Slim(sum(part.files.counts()) + points, entities)
+    slim = _Slim(entities)
     for rows in part.files.row_groups():
         if not _may_hold(rows, part, first_key):
             continue
