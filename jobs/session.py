@@ -55,7 +55,7 @@ _OF_NEW = {
     "spark.sql.codegen.cache.maxEntries": "1000",
     "spark.executorEnv.ARROW_DEFAULT_MEMORY_POOL": "system",  # which does what the next two say
     "spark.executorEnv.MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "spark.executorEnv.MALLOC_TRIM_THRESHOLD_": str(512 << 20),
+    "spark.executorEnv.MALLOC_TRIM_THRESHOLD_": str(1 << 30),  # past it all is given back
 }
 # Of a query's settings Spark's pages show all but what matches; the usual pattern lets an account's key through.
 _REDACTED, _SECRETS = "spark.sql.redaction.options.regex", r"(?i)url|^fs\.azure\..*(key|secret|token)"
