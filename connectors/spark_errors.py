@@ -76,8 +76,11 @@ def _explained(text: str) -> tuple[str, str] | None:
         where = f" in `{fragment['line'].strip()}`" if fragment else ""
         hint = "guard the expression with nullif or try_cast, or filter such rows out; nothing was written"
         return f"a row breaks an expression: {value_fault}{where}", hint
-    file_fault = next((condition for condition, _ in errors if condition.startswith("FAILED_READ_FILE")), None)
+    unread = ("FAILED_READ_FILE", "PATH_NOT_FOUND")
+    file_fault = next((condition for condition, _ in errors if condition.startswith(unread)), None)
     if file_fault is not None:
         hint = "check its format and that the files below its path have one schema; nothing was written"
+        if "NOT_EXIST" in file_fault or "NOT_FOUND" in file_fault:
+            hint = "it was removed by another hand: restore it, or compute its table anew; nothing was written"
         return f"a file cannot be read: {file_fault}", hint
     return None

@@ -13,14 +13,16 @@ has sent anything, and all of it goes Spark's way.
 
 A task holds a slice of the entities, told by a hash of their keys; of most tables all. What the newest eighth of a
 table answers, nearly all, is found there alone and sent by two tasks, one packing while Redis stores what the other has
-sent; a third looks meanwhile for entities that have older rows only.
+sent; a third looks meanwhile for entities that have older rows only. Few entities the driver sends itself, by the same
+partition function.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +51,8 @@ _SHARED = 2 << 20  # bytes of them that are worth a second task
 _MOST_SLICES = 8  # for each the keys of all rows are read
 _UNEVEN = 3  # slices may be so much larger, and keys than they are stored
 _TOGETHER = 25_000  # rows that are packed and sent at once
+_FEW = 20_000  # entities that the driver sends in less time than a job takes to begin
+_FEW_ROWS = 500_000  # that it looks through for them
 _AN_ENTITY = 24  # bytes, where its key is its number
 _SPARSE = 4  # whole numbers stand for themselves where one of so many is there
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads numbers over 64 bits
@@ -94,6 +98,11 @@ class LatestOfFiles:
     numbers: tuple[int, int] | None
     touched: pa.Table | None
     together: int  # rows of a batch
+
+    @property
+    def are_few(self) -> bool:
+        rows = sum(self.rows.counts())
+        return rows <= (_FEW if self.touched is None or len(self.touched) > _FEW else _FEW_ROWS)
 
     def located(self, part: Part) -> Located:
         """The rows that one task sends."""
@@ -388,8 +397,8 @@ def load_files(
     *,
     writers: int | None = None,
 ) -> LoadCounts | None:
-    """Find and send the latest rows of all parts, in so many tasks at once; None where a task hands them back. An
-    OnlineStoreError unless every row arrived that was found."""
+    """Find and send the latest rows of all parts, in so many tasks at once, or here if they are few; None where a task
+    hands them back. An OnlineStoreError unless every row arrived that was found."""
     names = [one.name for one in fields(LoadCounts)]
 
     def sent(part: Part) -> Batches:
@@ -401,9 +410,13 @@ def load_files(
         for counts in load(located.batches()):
             yield counts.append_column("found", pa.array([located.count]))
 
-    rows = in_tasks(spark, latest.parts, sent, ", ".join(f"{name} bigint" for name in [*names, "found"]))
-    with online_errors():
-        told = (rows if writers is None else rows.coalesce(writers)).collect()
+    told: list[Mapping[str, Any]]
+    if writers is None and latest.are_few:
+        told = [row for part in latest.parts for batch in sent(part) for row in batch.to_pylist()]
+    else:
+        rows = in_tasks(spark, latest.parts, sent, ", ".join(f"{name} bigint" for name in [*names, "found"]))
+        with online_errors():
+            told = [row.asDict() for row in (rows if writers is None else rows.coalesce(writers)).collect()]
     if any(row["found"] is None for row in told):
         return None
     counts = LoadCounts(*(sum(row[name] for row in told) for name in names))

@@ -195,11 +195,11 @@ def lab_of(place: Place, **options: Any) -> Lab:
     ("options", "bounds"),
     [
         ({"offline": "delta"}, {}),
-        ({"offline": "parquet"}, {"file_load._SHARED": 0, "file_load._A_SLICE": 3000}),
+        ({"offline": "parquet"}, {"file_load._SHARED": 0, "file_load._A_SLICE": 3000, "file_load._FEW": -1}),
         ({"offline": "parquet"}, {"file_load._MOST": 0, "load_work._LARGE": 0, "load_work._LITTLE": 0}),
         ({"offline": "delta", "ttl": "4000d", "skip_nulls": True}, {}),
     ],
-    ids=["delta", "parquet, in slices", "parquet, by Spark, as if it were large", "skip_nulls"],
+    ids=["delta, by the driver", "parquet, in slices", "parquet, by Spark, as if it were large", "skip_nulls"],
 )
 def test_what_is_online_is_what_a_plain_loop_says_after_every_step(
     online_place: Place, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], bounds: dict[str, int]

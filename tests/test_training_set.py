@@ -170,12 +170,16 @@ def test_every_way_gives_the_same_and_nothing_kept_on_the_way_is_left(
         assert len({str(getattr(told, field)) for told in reports}) == 1, field
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut"])
-def test_table_whose_file_cannot_be_read_is_told_and_nothing_is_written(ready: Place, damage: str) -> None:
+@pytest.mark.parametrize("most", [100, 0], ids=["by tasks", "by Spark"])
+@pytest.mark.parametrize(("damage", "hint"), [("gone", "removed by another hand"), ("cut", "check its format")])
+def test_table_whose_file_cannot_be_read_is_told_and_nothing_is_written(
+    ready: Place, monkeypatch: pytest.MonkeyPatch, damage: str, hint: str, most: int
+) -> None:
+    monkeypatch.setattr("jobs.joining.MOST_DIRECT", most)
     files = [path for path in files_in(ready, "features") if "visits" in path and path.endswith(".parquet")]
     path = local_path(ready.lakes.uri(f"lake://features/{files[0]}"))
     path.unlink() if damage == "gone" else path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match="a file cannot be read: FAILED_READ_FILE") as told:
+    with pytest.raises(DataError, match=rf"a file cannot be read: (FAILED_READ_FILE|PATH).*\nHint: .*{hint}") as told:
         training_set(ready, "lake://raw/spine", service="churn", out="lake://work/out")
     assert "Service 'churn'" in str(told.value)
     assert files_in(ready, "work") == []
