@@ -23,6 +23,8 @@ from connectors.dataset_files import arrow_schema
 from connectors.file_store import DRAFT, local_path
 from feature_defs.errors import DataError
 
+_BY_SPARK = b"org.apache.spark.version"
+
 
 @dataclass(frozen=True)
 class FileRows:
@@ -75,7 +77,8 @@ class FileRows:
         for path in self.paths:
             with _opened(path) as file:
                 numbers, notes = range(file.metadata.num_columns), file.metadata.metadata or {}
-                is_old = any(b"legacy" in note for note in notes)  # another calendar
+                # another calendar
+                is_old = any(b"legacy" in note for note in notes) or notes.get(_BY_SPARK, b"9") < b"3"
                 is_old |= any(file.schema.column(n).physical_type == "INT96" for n in numbers)
                 if is_old or [(field.name, field.type) for field in file.schema_arrow] != declared:
                     return None
@@ -140,7 +143,8 @@ class RowGroup:
 
 def file_rows(uris: Sequence[str], schema: StructType) -> FileRows | None:
     """The rows of these files; None when a task could not read them, or not as Spark does."""
-    if not all(uri.startswith("file:") for uri in uris):
+    names = {name.lower() for name in schema.names}
+    if not all(uri.startswith("file:") for uri in uris) or len(names) < len(schema.names):
         return None
     try:
         columns = arrow_schema("", {field.name: field.dataType.simpleString() for field in schema.fields})

@@ -17,13 +17,14 @@ _ERROR = re.compile(
     r"\[(?P<condition>[A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)?)\].*?SQLSTATE: (?P<state>[0-9A-Z]{5})", re.DOTALL
 )
 _FRAGMENT = re.compile(r"== SQL[^\n]*==\n(?P<line>[^\n]+)\n\s*\^")
+_GONE = "it was removed by another hand: restore it, or make anew what it belongs to; nothing was written"
 _DATA_EXCEPTION = "22"  # the class of SQLSTATEs for values that an operation cannot take
 
 
 @contextmanager
-def data_errors(subject: str) -> Iterator[None]:
+def data_errors(subject: str, *, of_tables: bool = False) -> Iterator[None]:
     """What the data caused is a DataError about the subject, what an account refused a LakeError about the path; every
-    other failure passes as it is."""
+    other failure passes as it is. Where files of tables are read, one that is not there is a fault of the data."""
     try:
         yield
     except TidemarkError:
@@ -32,6 +33,8 @@ def data_errors(subject: str) -> Iterator[None]:
         if refused := driver_refusal(str(error)):
             raise refused from error
         found = _explained(str(error))
+        if found is None and of_tables and "[PATH_NOT_FOUND]" in str(error):
+            found = "a file cannot be read: PATH_NOT_FOUND", _GONE
         if found is None:
             raise
         problem, hint = found
@@ -76,11 +79,9 @@ def _explained(text: str) -> tuple[str, str] | None:
         where = f" in `{fragment['line'].strip()}`" if fragment else ""
         hint = "guard the expression with nullif or try_cast, or filter such rows out; nothing was written"
         return f"a row breaks an expression: {value_fault}{where}", hint
-    unread = ("FAILED_READ_FILE", "PATH_NOT_FOUND")
-    file_fault = next((condition for condition, _ in errors if condition.startswith(unread)), None)
+    file_fault = next((condition for condition, _ in errors if condition.startswith("FAILED_READ_FILE")), None)
     if file_fault is not None:
         hint = "check its format and that the files below its path have one schema; nothing was written"
-        if "NOT_EXIST" in file_fault or "NOT_FOUND" in file_fault:
-            hint = "it was removed by another hand: restore it, or compute its table anew; nothing was written"
+        hint = _GONE if "NOT_EXIST" in file_fault else hint
         return f"a file cannot be read: {file_fault}", hint
     return None

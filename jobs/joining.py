@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
@@ -100,15 +100,16 @@ def join_spine(
     keep: Keep,
     few: int | None = None,
     own: OwnFiles | None = None,
-    read: pa.Table | None = None,
+    in_files: FileRows | None = None,
 ) -> Joined:
     """Every spine row once, with the features as they were at its time; of at most `few` rows in line.
 
-    With `own` files `keep` keeps the spine in files, too. `read` are the spine's rows, where they are in memory.
+    With `own` files `keep` keeps the spine in files, too. `in_files` are the spine's rows, where they are few.
     """
     few = FEW if few is None else few
-    if own and read is not None and own.folder.startswith("file:"):
-        base, counts = _kept_here(numbered(spine), read, own.folder)
+    kept = _kept_here(numbered(spine), in_files, own.folder) if own and in_files else None
+    if kept:
+        base, counts = kept
     else:
         time = F.unix_micros(utc(F.col(EVENT_TIME), spine.schema[EVENT_TIME].dataType))
         told = [F.count(F.lit(1)).alias("rows"), F.min(time).alias("oldest"), F.max(time).alias("newest")]
@@ -141,8 +142,13 @@ def join_spine(
     )
 
 
-def _kept_here(spine: DataFrame, read: pa.Table, folder: str) -> tuple[DataFrame, Mapping[str, Any]]:
-    """As `keep` does, of rows that are read already: no job."""
+def _kept_here(spine: DataFrame, in_files: FileRows, folder: str) -> tuple[DataFrame, Mapping[str, Any]] | None:
+    """As `keep` does, without a job; None where files are not read as Spark reads them."""
+    read = None
+    with suppress(OSError):  # Spark will tell of it
+        read = in_files.read_alike() if folder.startswith("file:") else None
+    if read is None:
+        return None
     uri = joined(folder, uuid.uuid4().hex)
     local_path(uri).mkdir(parents=True)
     rows = read.append_column(ROW, pa.array(range(len(read)), pa.int64()))

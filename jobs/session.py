@@ -49,10 +49,10 @@ _FASTER = {
     "spark.sql.execution.arrow.maxBytesPerBatch": str(2**31 - 1),
     "spark.sql.codegen.useIdInClassName": "false",
 }
-# What only a new session can say. Of generated code 100 pieces are kept usually, two such runs. And Python's tasks work
-# on arrays of some megabytes: memory that is given back after each, and asked for again, took a sixth of their time.
-_OF_NEW = {
-    "spark.sql.codegen.cache.maxEntries": "1000",
+_CODE_KEPT = ("spark.sql.codegen.cache.maxEntries", "1000")  # usually 100, two such runs; only a new session can say it
+# Python's tasks work on arrays of some megabytes: memory that is given back after each, and asked for again, took a
+# sixth of their time. On a cluster other jobs may want it.
+_MEMORY_KEPT = {
     "spark.executorEnv.ARROW_DEFAULT_MEMORY_POOL": "system",  # which does what the next two say
     "spark.executorEnv.MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "spark.executorEnv.MALLOC_TRIM_THRESHOLD_": str(1 << 30),  # past it all is given back
@@ -79,7 +79,7 @@ def open_session(settings: Settings, *, app: str = "tidemark") -> SparkSession:
         check_java()
         if user := hadoop_user(settings):
             os.environ.setdefault("HADOOP_USER_NAME", user)  # read once, when the JVM first asks who it is
-        builder = SparkSession.builder.appName(app)
+        builder = SparkSession.builder.appName(app).config(*_CODE_KEPT)
         if spark.master and not _is_submitted():
             builder = builder.master(spark.master)
         if spark.master.startswith("local"):
@@ -87,7 +87,8 @@ def open_session(settings: Settings, *, app: str = "tidemark") -> SparkSession:
             os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # else a look-up of this machine's name
         if spark.log_config:
             builder = builder.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={spark.log_config}")
-    conf = {**({} if spark.remote else _OF_NEW), **_FASTER, **_ALWAYS, **with_jars(settings)}
+    is_here = not spark.remote and spark.master.startswith("local") and not _is_submitted()
+    conf = {**(_MEMORY_KEPT if is_here else {}), **_FASTER, **_ALWAYS, **with_jars(settings)}
     for key, value in conf.items():
         builder = builder.config(key, value)
     with one_at_a_time() if "spark.jars.packages" in conf else nullcontext():

@@ -15,13 +15,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from connectors.file_rows import file_rows
+from connectors.file_rows import FileRows, file_rows
 from connectors.file_store import data_files, open_file_store
 from connectors.manifests import SpineRecord
 from connectors.offline_tables import delta_table
@@ -49,7 +50,7 @@ _ENDINGS = re.compile(r"\.(parquet|csv|json)l?(\.gz|\.bz2|\.zst|\.snappy)?$", re
 _A_TIME = r"^\s*\d{4}-\d{1,2}-\d{1,2}([ T].*)?$"  # else Spark takes '12:30' for today and '2026' for a day
 _UNNAMED = re.compile(r"_c\d+")  # what Spark calls a column of csv without a name
 _MOST_FOOTERS = 64  # a job over the spine's times is as fast as more of them
-_FEW = 100_000  # rows that are read here in less time than a job takes to begin
+_FEW, _FEW_BYTES = 100_000, 64 << 20  # rows that the driver reads in less time than a job takes to begin
 _OWN = HIDDEN + "own_"  # an own column that has a mapped key's name, while the join runs
 
 
@@ -72,8 +73,8 @@ class SpineWords:
 class Spine:
     """Rows as a join takes them. `own` pairs each column of the spine with the one of `rows` that holds it.
 
-    `format` is spark, pandas or arrow for rows from memory; `version` is a Delta table's. `few` are the same rows, read
-    already.
+    `format` is spark, pandas or arrow for rows from memory; `version` is a Delta table's. `few` are files
+    that hold the same rows, which are few.
     """
 
     rows: DataFrame
@@ -84,7 +85,7 @@ class Spine:
     parts: tuple[Part, ...] = ()
     outside_rows: int = 0
     gap_rows: int = 0
-    few: pa.Table | None = None
+    few: FileRows | None = None
 
     def restored(self, rows: DataFrame, others: Sequence[str]) -> DataFrame:
         """A dataset's rows: the spine's own columns in place, then the others, the part behind all of them."""
@@ -360,9 +361,9 @@ def _looked_at(
     return replace(spine, rows=rows, own=own, parts=parts, outside_rows=found["outside"], gap_rows=found["gap"])
 
 
-def _by_files(place: Place, spine: Spine, words: SpineWords) -> tuple[int | None, pa.Table | None]:
-    """The newest time of a Parquet spine, in microseconds, and its rows where they are few; None where its files do not
-    tell, or are many."""
+def _by_files(place: Place, spine: Spine, words: SpineWords) -> tuple[int | None, FileRows | None]:
+    """The newest time of a Parquet spine, in microseconds, and its files where their rows are few; None where they do
+    not tell, or are many."""
     if spine.format != "parquet":
         return None, None
     uri = place.lakes.uri(spine.path)
@@ -375,8 +376,11 @@ def _by_files(place: Place, spine: Spine, words: SpineWords) -> tuple[int | None
         times = [file.newest_us for file in stats]
         if None in times:
             return None, None
-        files = file_rows(uris, spine.rows.schema) if sum(file.rows for file in stats) <= _FEW else None
-        return max((time for time in times if time is not None), default=None), files and files.read_alike()
+        few = None
+        if sum(file.rows for file in stats) <= _FEW:
+            few = file_rows([unquote(file) for file in spine.rows.inputFiles()], spine.rows.schema)  # Spark's list
+        few = few if few and few.bytes <= _FEW_BYTES else None
+        return max((time for time in times if time is not None), default=None), few
     except (TidemarkError, OSError, pa.ArrowException):  # Spark will tell of it
         return None, None
 

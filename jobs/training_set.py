@@ -159,9 +159,10 @@ def training_set(
     pin = Pin(run, out, tables, tuple(versions))
     write_pin(place.lakes, place.settings.beside, pin)
     work = place.lakes.uri(pin.work)
-    with step(f"training-set {found.name}"), data_errors(f"Service '{found.name}'"), keeping(work) as keep:
+    told = data_errors(f"Service '{found.name}'", of_tables=True)
+    with step(f"training-set {found.name}"), told, keeping(work) as keep:
         own = OwnFiles(planned.files, work)
-        met = join_spine(given.rows, planned.tables, plan, keep=keep, own=own, read=given.few)
+        met = join_spine(given.rows, planned.tables, plan, keep=keep, own=own, in_files=given.few)
         counts, manifest = _write(target, met, given, plan, manifest, exactly)
     assert manifest.hash is not None
     return TrainingSetReport(

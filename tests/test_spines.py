@@ -286,6 +286,7 @@ def test_files_of_few_rows_are_read_without_spark_where_it_changes_nothing(ready
             (False, [rows.slice(0, 1), turned.slice(1)], {}),
             (False, [categories], {}),
             (False, [old], {}),
+            (False, [rows.replace_schema_metadata({"org.apache.spark.version": "2.4.8"})], {}),
             (False, [days], {}),
             (False, [rows], {"use_deprecated_int96_timestamps": True}),
         ]
@@ -295,13 +296,17 @@ def test_files_of_few_rows_are_read_without_spark_where_it_changes_nothing(ready
         folder.mkdir(parents=True)
         for part, content in enumerate(parts):
             parquet.write_table(content, folder / f"part-{part}.parquet", **options)
-        assert (opened(ready, path).few is not None) == is_read, number
+        few = opened(ready, path).few
+        assert (few is not None and few.read_alike() is not None) == is_read, number
         report = training_set(ready, path, service="churn", out="lake://work/out")
         found = ready.spark.read.parquet(ready.lakes.uri("lake://work/out"))
         assert_rows(found, expected_of_days if parts[0] is days else expected)
         assert (report.rows, report.null_key_rows, report.null_time_rows) == (3, 1, 1)
-    assert opened(ready, path, keys={"customer_id": "customer_id"}, event_time="event_time").few is None
     assert opened(ready, "lake://raw/few0", keys={"product_id": "label"}).few is None
+    nested = local_path(ready.lakes.uri("lake://raw/few0/older/part-0.parquet"))  # which Spark does not look at
+    nested.parent.mkdir()
+    parquet.write_table(rows, nested)
+    assert training_set(ready, "lake://raw/few0", service="churn", out="lake://work/out").rows == 3
 
 
 def test_files_that_are_none_are_told_by_spark(ready: Place) -> None:
