@@ -52,7 +52,7 @@ _MOST_SLICES = 8  # for each the keys of all rows are read
 _UNEVEN = 3  # slices may be so much larger, and keys than they are stored
 _TOGETHER = 25_000  # rows that are packed and sent at once
 _FEW = 20_000  # entities that the driver sends in less time than a job takes to begin
-_FEW_ROWS = 500_000  # that it looks through for them
+_FEW_ROWS, _FEW_BYTES = 500_000, 16 << 20  # of keys and times that it looks through for them
 _AN_ENTITY = 24  # bytes, where its key is its number
 _SPARSE = 4  # whole numbers stand for themselves where one of so many is there
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads numbers over 64 bits
@@ -98,11 +98,7 @@ class LatestOfFiles:
     numbers: tuple[int, int] | None
     touched: pa.Table | None
     together: int  # rows of a batch
-
-    @property
-    def are_few(self) -> bool:
-        rows = sum(self.rows.counts())
-        return rows <= (_FEW if self.touched is None or len(self.touched) > _FEW else _FEW_ROWS)
+    are_few: bool  # so that the driver sends them itself
 
     def located(self, part: Part) -> Located:
         """The rows that one task sends."""
@@ -340,7 +336,11 @@ def latest_of_files(
             parts.append(Part(number, LEAST, recent_us))
         after_us = LEAST if recent_us is None else recent_us
         parts += [Part(number, after_us, now_us, share, shares) for share in range(shares)]
-    return LatestOfFiles(rows, group.keys, group.features, now_us, slices, tuple(parts), numbers, touched, _TOGETHER)
+    most = _FEW if touched is None or len(touched) > _FEW else _FEW_ROWS
+    are_few = held <= _FEW_BYTES and sum(rows.counts()) <= most  # many files are not opened once more
+    return LatestOfFiles(
+        rows, group.keys, group.features, now_us, slices, tuple(parts), numbers, touched, _TOGETHER, are_few
+    )
 
 
 def _numbers(rows: FileRows, keys: Sequence[str], touched: pa.Table | None) -> tuple[int, int] | None:

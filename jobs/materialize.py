@@ -257,7 +257,8 @@ def _load_store(place: Place, name: str, run: _Run, found: _Found) -> None:
     """Load the groups into the place's online store."""
     beside = "" if name == MAIN_STORE else f" into {name}"
     for group in run.groups:
-        with step(f"materialize {group.name}{beside}"), data_errors(f"FeatureGroup '{group.name}'"):
+        errors = data_errors(f"FeatureGroup '{group.name}'", of_tables=True)
+        with step(f"materialize {group.name}{beside}"), errors:
             found.loaded.append(_load(place, name, run, group))
 
 

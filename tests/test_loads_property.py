@@ -246,7 +246,9 @@ def test_rows_alike_in_both_clocks_are_decided_by_their_values(
     assert asked == [None, None]
 
 
-def test_file_that_is_gone_is_named_as_such(online_place: Place) -> None:
+@pytest.mark.parametrize("most", [1 << 30, 0], ids=["files", "Spark"])
+def test_file_that_is_gone_is_named_as_such(online_place: Place, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr("jobs.file_load._MOST", most)
     lab = lab_of(online_place, offline="parquet")
     for file in local_path(lab.table.uri).glob("data/*/*.parquet"):
         file.unlink()
