@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -171,13 +172,19 @@ def _jars(spark: SparkSettings, drivers: Sequence[str] = ()) -> dict[str, str]:
 
 
 def cached_jars(wanted: Sequence[str] = DELTA_JARS) -> list[Path]:
-    """These jars in the cache of Spark's resolver (`.ivy2`, since Spark 4 `.ivy2.VERSION`); all or none."""
+    """These jars in the caches of Spark's resolver (`.ivy2`, since Spark 4 `.ivy2.VERSION`); all or none."""
     names = [f"{coordinate.replace(':', '_', 1).replace(':', '-')}.jar" for coordinate in wanted]
-    for home in sorted(Path.home().glob(".ivy2*"), reverse=True):
-        found = [home / "jars" / name for name in names]
-        if all(jar.is_file() for jar in found):
-            return found
-    return []
+    caches = [cache / "jars" for home in _homes() for cache in sorted(home.glob(".ivy2*"), reverse=True)]
+    found = [next((cache / name for cache in caches if (cache / name).is_file()), None) for name in names]
+    return [] if None in found else [jar for jar in found if jar]
+
+
+def _homes() -> list[Path]:
+    """The user's home, and what Java takes for it: HOME, which a container may set otherwise, is nothing to it."""
+    homes = [Path.home()]
+    with suppress(KeyError):  # a user that is a number alone
+        homes.append(Path(pwd.getpwuid(os.getuid()).pw_dir))
+    return list(dict.fromkeys(homes))
 
 
 def check_java() -> None:

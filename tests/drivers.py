@@ -7,6 +7,8 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+from jobs.session import cached_jars
+
 SQLITE = "org.xerial:sqlite-jdbc:3.50.3.0"
 _SHA256 = "a3f53a2aa15ae9425a9e793bbe9c8e5288febeb4b65ef5c1a4e80d4c2045cf08"
 _URL = "https://repo1.maven.org/maven2/org/xerial/sqlite-jdbc/3.50.3.0/sqlite-jdbc-3.50.3.0.jar"
@@ -14,10 +16,10 @@ _URL = "https://repo1.maven.org/maven2/org/xerial/sqlite-jdbc/3.50.3.0/sqlite-jd
 
 def sqlite_jar() -> Path:
     """The driver's jar; it may not be there when this machine has no network, which only tests that need it notice."""
-    folder = next(iter(sorted(Path.home().glob(".ivy2*"), reverse=True)), Path.home() / ".ivy2") / "jars"
-    jar = folder / "org.xerial_sqlite-jdbc-3.50.3.0.jar"
-    if not jar.is_file():
-        _download(jar)
+    if cached := cached_jars([SQLITE]):
+        return cached[0]
+    jar = Path.home() / ".ivy2" / "jars" / "org.xerial_sqlite-jdbc-3.50.3.0.jar"
+    _download(jar)
     return jar
 
 

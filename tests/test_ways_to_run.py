@@ -162,6 +162,19 @@ def settings_of(jars: str, **conf: str) -> Settings:
 
 
 @pytest.mark.usefixtures("spark")
+def test_jars_are_found_in_every_cache_and_in_the_home_that_java_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # as containers do; Java asks the system
+    assert len(cached_jars()) == len(DELTA_JARS)
+    for cache, name in ((".ivy2", "a_b-1.jar"), (".ivy2.9", "c_d-1.jar")):
+        (tmp_path / cache / "jars").mkdir(parents=True)
+        (tmp_path / cache / "jars" / name).touch()
+    assert [jar.name for jar in cached_jars(["a:b:1", "c:d:1"])] == ["a_b-1.jar", "c_d-1.jar"]
+    assert cached_jars(["a:b:1", "c:e:1"]) == []
+
+
+@pytest.mark.usefixtures("spark")
 def test_a_drivers_jar_is_passed_by_path_too_once_it_is_cached() -> None:
     found = with_jars(settings_of(SQLITE, **{"spark.jars": "/my/own.jar", "spark.ui.enabled": "false"}))
     assert "spark.jars.packages" not in found
