@@ -57,14 +57,17 @@ from connectors.pacing import BURST_SECONDS, Patience, TokenBucket
 from connectors.redis_cluster import ClusterRoute, is_cluster, slots_of
 from connectors.redis_memory import ServerMemory, server_memory
 from connectors.redis_stream import (
+    Lane,
     OneServer,
     Route,
     Stopped,
     blocks,
     fields,
+    gets,
     new_blocks,
     new_fields,
     run_calls,
+    run_together,
     script_calls,
 )
 from feature_defs.errors import OnlineStoreError, UsageError
@@ -75,6 +78,7 @@ BYTES_PER_CALL = 256 * 1024
 # Laid out in memory at once; the keys and lengths come on top.
 ENTITIES_TOGETHER = 50_000
 BYTES_TOGETHER = 64 * 1024 * 1024
+_FIELDS_TOGETHER = 10  # plain commands are no burden to others: so many more of them are one call
 DELETES_IN_FLIGHT = 3200
 EXPIRY_MARGIN_MS = 1000
 # A window of SCAN keeps the server for a millisecond or two.
@@ -225,6 +229,7 @@ class RedisOnlineStore:
         self._cluster: redis.RedisCluster | None = None
         # Whether keys are expected to be new: then blocks of plain commands are tried before the script.
         self._new = True
+        self._expired_before: int | None = None  # what `_expired` said last
         self._bucket = TokenBucket(rate) if rate else None
         # Small enough that a low rate is kept from tenth of a second to tenth.
         self._entities = (
@@ -296,14 +301,17 @@ class RedisOnlineStore:
 
     def _written_new(self, rows: WriteRows, field: bytes) -> tuple[WriteCounts, WriteRows]:
         """Write what is all new, call by call; the others are left, whatever the reason."""
-        route, so_far = self._route_of(rows), self._expired()
+        route = self._route_of(rows)
+        so_far = self._expired() if self._expired_before is None else self._expired_before
         if so_far is None:
             calls = blocks(rows.keys, rows.values, rows=rows.bounds, field=field)
             found = new_blocks(route, calls, self._bucket)
         else:
-            calls = fields(rows.keys, rows.values, rows=rows.bounds, field=field)
+            together = rows if self._bucket else replace(rows, per_call=_FIELDS_TOGETHER * rows.per_call)
+            calls = fields(rows.keys, rows.values, rows=together.bounds, field=field)
             found = new_fields(route, calls, self._bucket)
-            if self._expired() != so_far:  # another group's key, which expires, may have come first
+            self._expired_before = self._expired()  # as it is before the next write, too
+            if self._expired_before != so_far:  # another group's key, which expires, may have come first
                 found[:] = False
         self._new = bool(found.all())
         if self._new:
@@ -329,6 +337,12 @@ class RedisOnlineStore:
         if not keys or not fields:
             return [[] for _ in keys]
         with _explained(self.address, f"reading {len(keys)} keys failed"):
+            if not self._cluster:
+                calls = gets(pa.array(keys, pa.large_binary()), fields)
+                lane = Lane(self._client, calls, range(len(calls)), None)
+                run_together([lane])
+                if not lane.errors():
+                    return lane.replies
             return self._replies([("HMGET", key, *fields) for key in keys])
 
     def delete(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> int:

@@ -113,6 +113,14 @@ def fields(keys: pa.Array, values: pa.Array, *, rows: Numbers, field: bytes) -> 
     return _calls([_slices(_sets(keys, values, field), rows)], rows, sizes - 1)
 
 
+def gets(keys: pa.Array, names: Sequence[bytes]) -> Calls:
+    """What asks for these fields of each key."""
+    start = pa.scalar(b"*%d\r\n$5\r\nHMGET\r\n" % (2 + len(names)), _BYTES)
+    end, nothing = pa.scalar(b"".join(map(_bulk, names)), _BYTES), pa.scalar(b"", _BYTES)
+    asked = pc.binary_join_element_wise(start, _bulks(keys), end, nothing)
+    return _calls([asked], np.arange(len(keys) + 1), np.zeros(len(keys), np.int64))
+
+
 def _sets(keys: pa.Array, values: pa.Array, field: bytes) -> pa.LargeBinaryArray:
     start, middle, nothing = (pa.scalar(text, _BYTES) for text in (b"*4\r\n$6\r\nHSETNX\r\n", _bulk(field), b""))
     return pc.binary_join_element_wise(start, _bulks(keys), middle, _bulks(values), nothing)

@@ -11,7 +11,7 @@ Spark's rows cost several times what reading columns does: here no row becomes o
 that are alike in both clocks, and where there is more than a worker should hold, a task hands the load back before it
 has sent anything, and all of it goes Spark's way.
 
-A task holds a slice of the entities, told by a hash of their keys; of most tables all. What the newest eighth of a
+A task holds a slice of the entities, told by their keys; of most tables all. What the newest eighth of a
 table answers, nearly all, is found there alone and sent by two tasks, one packing while Redis stores what the other has
 sent; a third looks meanwhile for entities that have older rows only. Few entities the driver sends itself, by the same
 partition function.
@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ _UNEVEN = 3  # slices may be so much larger, and keys than they are stored
 _TOGETHER = 25_000  # rows that are packed and sent at once
 _FEW = 20_000  # entities that the driver sends in less time than a job takes to begin
 _FEW_ROWS, _FEW_BYTES = 500_000, 16 << 20  # of keys and times that it looks through for them
-_AN_ENTITY = 24  # bytes, where its key is its number
+_ENTITIES = 2_500_000  # of a slice, where keys are their numbers
 _SPARSE = 4  # whole numbers stand for themselves where one of so many is there
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads numbers over 64 bits
 _NONE = np.zeros(0, np.int64)
@@ -106,10 +107,11 @@ class LatestOfFiles:
         if touched is not None:
             touched = touched.filter(pa.array(self._is_of(touched, part.number)))
         candidates = (self._by_number if self.numbers else self._by_key)(part, touched)
-        winners = self._winners(candidates, part.until_us)
+        codes, places = self._winners(candidates, part.until_us)
         if touched is None or candidates.of_touched is None:
-            winners = np.sort(winners[winners >= 0])
-            return Located(self, winners[part.of(len(winners))])
+            return Located(self, np.sort(places)[part.of(len(places))])
+        winners = np.full(candidates.size, -1)
+        winners[codes] = places
         winners = winners[candidates.of_touched]
         order = np.argsort(winners, kind="stable")[part.of(len(winners))]
         touched, winners = touched.take(pa.array(order)), winners[order]
@@ -121,11 +123,8 @@ class LatestOfFiles:
 
     def _by_number(self, part: Part, touched: pa.Table | None) -> _Candidates:
         """Rows of which the key is the entity's number: of older files nearly all lose without a look at their time."""
-        assert self.numbers is not None
-        (key,), (least, greatest) = self.keys, self.numbers
-        newest = np.full(greatest - least + 1, LEAST)  # of each entity so far
-        if self.slices > 1:
-            newest[slices_of([np.arange(least, greatest + 1)], self.slices) != part.number] = GREATEST
+        (key,), (least, greatest) = self.keys, self._span(part.number)
+        newest = np.full(greatest - least, LEAST)  # of each entity so far
         of_touched = None
         if touched is not None:
             of_touched = touched[key].to_numpy().astype(np.int64) - least
@@ -134,9 +133,13 @@ class LatestOfFiles:
             newest[others] = GREATEST
         found = _Candidates(len(newest), of_touched, newest)
         for group, until_us in self._groups(part):
+            bounds = group.bounds(key)
+            if bounds is not None and (bounds[1] < least or bounds[0] >= greatest):
+                continue
             column = group.read([key])[key]
             codes = (column.fill_null(least) if column.null_count else column).to_numpy().astype(np.int64) - least
-            places = np.flatnonzero(newest[codes] <= until_us)
+            places = np.flatnonzero((codes >= 0) & (codes < len(newest)))
+            places = places[newest[codes[places]] <= until_us]
             if len(places):
                 times, good = self._times(group, part)
                 if len(places) < len(codes) or not good.all():
@@ -164,7 +167,8 @@ class LatestOfFiles:
         if not sum(map(len, keys)):
             return found
         codes, entities = encoded([column.combine_chunks() for column in pa.concat_tables(keys).columns])
-        found.size, found.codes = len(entities[0]), [codes[first:]]
+        ends = first + np.cumsum([0, *map(len, found.times)])
+        found.size, found.codes = len(entities[0]), [codes[low:high] for low, high in pairwise(ends)]
         found.of_touched = None if touched is None else codes[:first]
         return found
 
@@ -184,35 +188,52 @@ class LatestOfFiles:
         good = (times > part.after_us) & (times <= self.now_us)
         return times, good & found[REJECTED].is_null().to_numpy() if hidden else good
 
+    def _span(self, number: int) -> tuple[int, int]:
+        """The keys of a slice, from the first to before the second, where they stand for their entities."""
+        assert self.numbers is not None
+        least, size = self.numbers[0], self.numbers[1] - self.numbers[0] + 1
+        return least + size * number // self.slices, least + size * (number + 1) // self.slices
+
     def _is_of(self, rows: pa.Table, number: int) -> Flags:
         if self.slices == 1:
             return np.ones(len(rows), np.bool_)
+        if self.numbers:
+            low, high = self._span(number)
+            key = rows[self.keys[0]].to_numpy()
+            return np.asarray((key >= low) & (key < high))
         return slices_of([_spread(rows[key].combine_chunks()) for key in self.keys], self.slices) == number
 
-    def _winners(self, found: _Candidates, until_us: int) -> Numbers:
-        """The place of each entity's latest row; -1 where it has none, or a later one."""
-        codes, times, places = (np.concatenate([_NONE, *parts]) for parts in (found.codes, found.times, found.places))
+    def _winners(self, found: _Candidates, until_us: int) -> tuple[Numbers, Numbers]:
+        """Entities, and the place of each one's latest row; not those that have none, or a later one."""
+        is_wanted = np.ones(found.size, np.bool_)
         if found.of_touched is not None:
-            is_touched = np.zeros(found.size, np.bool_)
-            is_touched[found.of_touched] = True
-            touched = np.flatnonzero(is_touched[codes])
-            codes, times, places = codes[touched], times[touched], places[touched]
-        most = _greatest(codes, times, found.size) if found.newest is None else found.newest
-        latest = np.flatnonzero((most[codes] == times) & (times <= until_us))
-        codes, places = codes[latest], places[latest]
-        winners = np.full(found.size, -1)
-        winners[codes] = places
-        if np.count_nonzero(winners >= 0) < len(codes):
-            tied = np.flatnonzero(np.bincount(codes, minlength=found.size)[codes] > 1)
-            tied = tied[np.argsort(places[tied])]
-            codes, places = codes[tied], places[tied]
-            created = np.concatenate([micros_of(rows[CREATED_TIME]) for rows in self.at(places, [CREATED_TIME])])
-            latest = np.flatnonzero(_greatest(codes, created, found.size)[codes] == created)
-            codes, places = codes[latest], places[latest]
-            if len(np.unique(codes)) < len(codes):
-                raise HandedBackError
-            winners[codes] = places
-        return winners
+            is_wanted[:] = False
+            is_wanted[found.of_touched] = True
+        newest = found.newest
+        if newest is None:
+            newest = np.full(found.size, LEAST)
+            for codes, times in zip(found.codes, found.times, strict=True):
+                np.maximum.at(newest, codes, times)
+        kept = [(_NONE, _NONE)]
+        for codes, times, places in zip(found.codes, found.times, found.places, strict=True):
+            latest = np.flatnonzero((newest[codes] == times) & (times <= until_us) & is_wanted[codes])
+            kept.append((codes[latest], places[latest]))
+        codes, places = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+        once = np.zeros(found.size, np.bool_)
+        once[codes] = True
+        if np.count_nonzero(once) == len(codes):
+            return codes, places
+        is_tied = np.bincount(codes, minlength=found.size)[codes] > 1
+        order = np.argsort(places[is_tied])
+        tied, at = codes[is_tied][order], places[is_tied][order]
+        created = np.concatenate([micros_of(rows[CREATED_TIME]) for rows in self.at(at, [CREATED_TIME])])
+        newest = np.full(found.size, LEAST)
+        np.maximum.at(newest, tied, created)
+        latest = np.flatnonzero(newest[tied] == created)
+        tied, at = tied[latest], at[latest]
+        if len(np.unique(tied)) < len(tied):
+            raise HandedBackError
+        return np.concatenate([codes[~is_tied], tied]), np.concatenate([places[~is_tied], at])
 
     def at(self, places: Numbers, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The rows at these places, which ascend."""
@@ -272,13 +293,6 @@ class Located:
             start += len(found)
 
 
-def _greatest(codes: Numbers, times: Numbers, size: int) -> Numbers:
-    """The greatest time of each entity."""
-    found = np.full(size, LEAST)
-    np.maximum.at(found, codes, times)
-    return found
-
-
 def slices_of(keys: Sequence[Numbers], slices: int) -> Numbers:
     """In which slice each row's entity is: a function of its keys alone, in whatever file they are."""
     spread = np.zeros(len(keys[0]), np.uint64)
@@ -324,8 +338,7 @@ def latest_of_files(
     held, numbers = rows.bytes_of([*group.keys, EVENT_TIME]), _numbers(rows, group.keys, touched)
     if held > _MOST:
         return None
-    at_once = min(held, _AN_ENTITY * (numbers[1] - numbers[0] + 1)) if numbers else held
-    slices = max(math.ceil(at_once / _A_SLICE), 1)
+    slices = math.ceil((numbers[1] - numbers[0] + 1) / _ENTITIES if numbers else held / _A_SLICE) or 1
     if slices > _MOST_SLICES:
         return None
     shares = 2 if slices == 1 and held > _SHARED else 1
@@ -356,7 +369,7 @@ def _numbers(rows: FileRows, keys: Sequence[str], touched: pa.Table | None) -> t
     if touched is not None:
         bounds += pc.min_max(touched[keys[0]]).as_py().values()
     span = max(bounds, default=0) - min(bounds, default=0) + 1
-    return (min(bounds), max(bounds)) if bounds and 8 * span <= _A_SLICE and span <= _SPARSE * count else None
+    return (min(bounds), max(bounds)) if bounds and span <= min(_SPARSE * count, _MOST_SLICES * _ENTITIES) else None
 
 
 def columns_of(files: PlainFiles, group: GroupJoin) -> FileRows | None:

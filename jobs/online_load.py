@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
@@ -107,7 +108,7 @@ def partition_load(
         total, sample = LoadCounts(), _Sample(sending)
         with open_redis(address, rate=rate) as store:
             for batch in batches:
-                total += sending.sent(store, batch, encoded(batch), schema, sample)
+                total += sending.sent(store, batch, encoded, schema, sample)
             total += sample.compared(store)
         told = {one.name: pa.array([getattr(total, one.name)], pa.int64()) for one in fields(total)}
         yield pa.RecordBatch.from_pydict(told)
@@ -126,32 +127,28 @@ class _Sending:
         self,
         store: RedisOnlineStore,
         batch: pa.RecordBatch,
-        names: pa.Array,
+        encoded: Callable[[pa.RecordBatch], pa.Array],
         schema: codec.ValueSchema,
         sample: _Sample,
     ) -> LoadCounts:
         """One batch: values for the entities that have a row, removals for the others."""
-        limits = _numbers(batch.column(LIMIT), _LEAST)
-        times = _numbers(batch.column(EVENT_TIME).cast(pa.timestamp("us", "UTC")).cast(pa.int64()), _LEAST)
-        gone = batch.column(EVENT_TIME).is_null().to_numpy(zero_copy_only=False)
         total = LoadCounts(entities=batch.num_rows)
-        for chosen, is_gone in ((~gone, False), (gone, True)):
-            if not chosen.any():
-                continue
-            mask, some = pa.array(chosen), limits[chosen]
+        for rows, is_gone in _parted(batch):
+            names, limits = encoded(rows), _numbers(rows.column(LIMIT), _LEAST)
             if is_gone:
-                values = codec.removal(self.definition, some)
+                values = codec.removal(self.definition, limits)
             else:
-                values = codec.encode(batch.filter(mask), schema, definition=self.definition)
+                values = codec.encode(rows, schema, definition=self.definition)
             found = store.write(
-                names.filter(mask),
+                names,
                 values,
                 field=self.field,
                 ttl_us=None if is_gone else self.ttl_us,
                 now_us=self.now_us,
-                limits=pa.array(some),
+                limits=pa.array(limits),
             )
-            sample.take(names.filter(mask), values, np.maximum(times[chosen], some), is_gone=is_gone)
+            times = _numbers(rows.column(EVENT_TIME).cast(pa.timestamp("us", "UTC")).cast(pa.int64()), _LEAST)
+            sample.take(names, values, np.maximum(times, limits), is_gone=is_gone)
             total += LoadCounts(
                 written=found.written,
                 kept_newer=found.kept_newer,
@@ -161,6 +158,18 @@ class _Sending:
                 bytes=found.bytes,
             )
         return total
+
+
+def _parted(batch: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, bool]]:
+    """The entities that have a row, and those that are gone."""
+    missing = batch.column(EVENT_TIME).null_count
+    if not missing:
+        yield batch, False
+    else:
+        gone = batch.column(EVENT_TIME).is_null()
+        if missing < batch.num_rows:
+            yield batch.filter(pc.invert(gone)), False
+        yield batch.filter(gone), True
 
 
 class _Sample:

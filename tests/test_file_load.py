@@ -6,6 +6,7 @@ import datetime
 import decimal
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,7 @@ def test_latest_rows_of_files_are_what_a_plain_loop_says(
         draw = random.Random(f"{keys} {case}")
         monkeypatch.setattr(file_load, "_SHARED", draw.choice([0, 1 << 20]))
         monkeypatch.setattr(file_load, "_A_SLICE", draw.choice([300, 1 << 20]))
+        monkeypatch.setattr(file_load, "_ENTITIES", draw.choice([7, 1 << 20]))
         monkeypatch.setattr(file_load, "_UNEVEN", 1 << 10)
         monkeypatch.setattr(file_load, "_MOST_SLICES", 1 << 10)
         files = drawn(draw, key)
@@ -227,6 +229,8 @@ def test_task_holds_no_more_than_its_bound(tmp_path: Path, monkeypatch: pytest.M
         plain, GroupJoin("g", 1, ("name",), ("string",), (("amount", "amount"),), None, False), now_us=NOW
     )
     assert latest is not None
+    nothing = replace(latest, now_us=-(1 << 60), touched=pa.table({"name": ["ann"], LIMIT: [NOW]}))
+    assert nothing.located(latest.parts[0]).gone == nothing.touched  # no row group is read
     monkeypatch.setattr(file_load, "_UNEVEN", 0)
     with pytest.raises(HandedBackError):
         latest.located(latest.parts[0])

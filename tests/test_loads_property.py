@@ -195,7 +195,10 @@ def lab_of(place: Place, **options: Any) -> Lab:
     ("options", "bounds"),
     [
         ({"offline": "delta"}, {}),
-        ({"offline": "parquet"}, {"file_load._SHARED": 0, "file_load._A_SLICE": 3000, "file_load._FEW": -1}),
+        (
+            {"offline": "parquet"},
+            {"file_load._SHARED": 0, "file_load._A_SLICE": 3000, "file_load._ENTITIES": 7, "file_load._FEW": -1},
+        ),
         ({"offline": "parquet"}, {"file_load._MOST": 0, "load_work._LARGE": 0, "load_work._LITTLE": 0}),
         ({"offline": "delta", "ttl": "4000d", "skip_nulls": True}, {}),
     ],

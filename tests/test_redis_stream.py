@@ -6,7 +6,7 @@ import itertools
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import hiredis
@@ -137,7 +137,7 @@ def answering(
                 connection, _ = listening.accept()
             except OSError:
                 return
-            with connection:
+            with connection, suppress(ConnectionError):  # a client that hangs up before it has read all resets it
                 parser, answers = hiredis.Reader(), [b""]
                 while None not in answers and (received := connection.recv(4096)):
                     parser.feed(received)
