@@ -65,6 +65,7 @@ BYTES_PER_CHUNK = 256 * 1024
 
 _BYTES = pa.large_binary()
 _LINE = b"\r\n"
+_HSETNX = b"*4\r\n$6\r\nHSETNX\r\n"
 Numbers = npt.NDArray[np.int64]
 
 
@@ -72,8 +73,8 @@ Numbers = npt.NDArray[np.int64]
 class Calls:
     """Script calls, one after another, as they go over the wire."""
 
-    data: memoryview
-    starts: Numbers  # where in the data each call begins, and the end of the last
+    between: Callable[[int, int], memoryview]  # the bytes of the calls from one to before another
+    starts: Numbers  # where in all bytes each call begins, and the end of the last
     rows: Numbers  # how many entities come before each call, and of all
     before: Numbers  # how many replies come before the one that counts
 
@@ -108,9 +109,25 @@ def blocks(keys: pa.Array, values: pa.Array, *, rows: Numbers, field: bytes) -> 
 
 
 def fields(keys: pa.Array, values: pa.Array, *, rows: Numbers, field: bytes) -> Calls:
-    """Commands that each set a field that is not there; `new_fields` sends them."""
-    sizes = np.diff(rows)
-    return _calls([_slices(_sets(keys, values, field), rows)], rows, sizes - 1)
+    """Commands that each set a field that is not there; `new_fields` sends them.
+
+    They are laid out when they are sent: the server works meanwhile, and they stay in the processor's caches.
+    """
+    lengths = _lengths(keys) + _lengths(values) + len(_HSETNX + _bulk(field))
+    starts = np.concatenate([[0], np.cumsum(lengths)])[rows]
+
+    def between(first: int, end: int) -> memoryview:
+        start, count = int(rows[first]), int(rows[end] - rows[first])
+        places, data = _offsets_and_data(_sets(keys.slice(start, count), values.slice(start, count), field))
+        return data[places[0] : places[-1]]
+
+    return Calls(between, starts, rows, np.diff(rows) - 1)
+
+
+def _lengths(column: pa.Array) -> Numbers:
+    """How many bytes each value is as an argument."""
+    lengths = np.asarray(pc.binary_length(column), np.int64)
+    return lengths + np.searchsorted(10 ** np.arange(1, 12), lengths, side="right") + len(b"$0\r\n\r\n")
 
 
 def gets(keys: pa.Array, names: Sequence[bytes]) -> Calls:
@@ -122,7 +139,7 @@ def gets(keys: pa.Array, names: Sequence[bytes]) -> Calls:
 
 
 def _sets(keys: pa.Array, values: pa.Array, field: bytes) -> pa.LargeBinaryArray:
-    start, middle, nothing = (pa.scalar(text, _BYTES) for text in (b"*4\r\n$6\r\nHSETNX\r\n", _bulk(field), b""))
+    start, middle, nothing = (pa.scalar(text, _BYTES) for text in (_HSETNX, _bulk(field), b""))
     return pc.binary_join_element_wise(start, _bulks(keys), middle, _bulks(values), nothing)
 
 
@@ -130,7 +147,7 @@ def _calls(pieces: Sequence[pa.Array | pa.Scalar], rows: Numbers, before: Number
     """The pieces of each call end to end."""
     joined = pc.binary_join_element_wise(*pieces, pa.scalar(b"", _BYTES))
     starts, data = _offsets_and_data(joined)
-    return Calls(data, starts, rows, before)
+    return Calls(lambda first, end: data[starts[first] : starts[end]], starts, rows, before)
 
 
 def _bulk(text: bytes) -> bytes:
@@ -265,10 +282,10 @@ class Lane:
 
     def _bytes(self, first: int, end: int) -> list[bytes | memoryview]:
         """The calls of a chunk, ready to send; neighbours are not even copied."""
-        data, starts, wanted = self.calls.data, self.calls.starts, self.wanted
+        between, wanted = self.calls.between, self.wanted
         if not self.prefix and wanted[end - 1] - wanted[first] == end - first - 1:
-            return [data[starts[wanted[first]] : starts[wanted[end - 1] + 1]]]
-        return [self.prefix + self.prefix.join(data[starts[call] : starts[call + 1]] for call in wanted[first:end])]
+            return [between(wanted[first], wanted[end - 1] + 1)]
+        return [self.prefix + self.prefix.join(between(call, call + 1) for call in wanted[first:end])]
 
     def unanswered(self) -> list[int]:
         """The calls to send again: refused ones last, so that others go forward."""

@@ -28,6 +28,7 @@ from connectors.redis_stream import (
     Stopped,
     blocks,
     fields,
+    gets,
     new_blocks,
     run_calls,
     script_calls,
@@ -64,13 +65,13 @@ def test_calls_are_what_redis_py_would_send(data: st.DataObject) -> None:
         expected = packed_by_redis_py(
             *("EVALSHA", DIGEST, len(mine), *(key for key, _ in mine), FIELD, *packed), *(value for _, value in mine)
         )
-        assert bytes(calls.data[calls.starts[number] : calls.starts[number + 1]]) == expected
+        assert bytes(calls.between(number, number + 1)) == expected
 
 
 def test_the_bytes_of_a_call() -> None:
     keys, values = pa.array([b"tm:c:1", b"tm:c:22"]), pa.array([b"one", b"three"])
     calls = script_calls(keys, values, [np.array([1, 256]), None], rows=np.array([0, 2]), field=b"g:1", digest="d" * 40)
-    assert bytes(calls.data) == (
+    assert bytes(calls.between(0, len(calls))) == (
         b"*10\r\n$7\r\nEVALSHA\r\n$40\r\n" + b"d" * 40 + b"\r\n$1\r\n2\r\n"
         b"$6\r\ntm:c:1\r\n$7\r\ntm:c:22\r\n"
         b"$3\r\ng:1\r\n$16\r\n\x01\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\r\n$0\r\n\r\n"
@@ -78,7 +79,8 @@ def test_the_bytes_of_a_call() -> None:
     )
 
 
-PAIRS = st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=40)), min_size=1, max_size=12)
+VALUES = st.one_of(st.binary(max_size=40), st.binary(min_size=98, max_size=101), st.binary(min_size=999, max_size=1001))
+PAIRS = st.lists(st.tuples(st.binary(max_size=20), VALUES), min_size=1, max_size=12)
 
 
 def in_calls(pairs: list[tuple[bytes, bytes]], size: int) -> tuple[pa.Array, pa.Array, Any]:
@@ -97,7 +99,7 @@ def test_blocks_are_what_redis_py_would_send(pairs: list[tuple[bytes, bytes]], p
         commands = [("MULTI",), ("EXISTS", *(key for key, _ in mine))]
         commands += [("HSETNX", key, FIELD, value) for key, value in mine]
         expected = b"".join(packed_by_redis_py(*command) for command in [*commands, ("EXEC",)])
-        assert bytes(found.data[found.starts[number] : found.starts[number + 1]]) == expected
+        assert bytes(found.between(number, number + 1)) == expected
         assert found.before[number] == len(commands)
 
 
@@ -108,8 +110,13 @@ def test_fields_are_what_redis_py_would_send(pairs: list[tuple[bytes, bytes]], p
     found = fields(keys, values, rows=rows, field=FIELD)
     for number, (first, end) in enumerate(itertools.pairwise(rows)):
         expected = b"".join(packed_by_redis_py("HSETNX", key, FIELD, value) for key, value in pairs[first:end])
-        assert bytes(found.data[found.starts[number] : found.starts[number + 1]]) == expected
+        assert bytes(found.between(number, number + 1)) == expected
+        assert found.starts[number + 1] - found.starts[number] == len(expected)
         assert found.before[number] == end - first - 1
+    asked = gets(keys, [FIELD, b"g:2"])
+    assert bytes(asked.between(0, len(asked))) == b"".join(
+        packed_by_redis_py("HMGET", key, FIELD, b"g:2") for key, _ in pairs
+    )
 
 
 # --- sending, to a server that says what a test wants -----------------------------------------------------------------
