@@ -73,12 +73,12 @@ from connectors.redis_stream import (
 from feature_defs.errors import OnlineStoreError, UsageError
 
 ENTITIES_PER_CALL = 50
+FIELDS_PER_CALL = 500  # plain commands, between which the server does other things
 # Large values make smaller calls: the server does nothing else during one.
 BYTES_PER_CALL = 256 * 1024
 # Laid out in memory at once; the keys and lengths come on top.
 ENTITIES_TOGETHER = 50_000
 BYTES_TOGETHER = 64 * 1024 * 1024
-_FIELDS_TOGETHER = 10  # plain commands are no burden to others: so many more of them are one call
 DELETES_IN_FLIGHT = 3200
 EXPIRY_MARGIN_MS = 1000
 # A window of SCAN keeps the server for a millisecond or two.
@@ -302,16 +302,16 @@ class RedisOnlineStore:
     def _written_new(self, rows: WriteRows, field: bytes) -> tuple[WriteCounts, WriteRows]:
         """Write what is all new, call by call; the others are left, whatever the reason."""
         route = self._route_of(rows)
-        so_far = self._expired() if self._expired_before is None else self._expired_before
+        so_far = self._expired() if self._cluster or self._expired_before is None else self._expired_before
         if so_far is None:
             calls = blocks(rows.keys, rows.values, rows=rows.bounds, field=field)
             found = new_blocks(route, calls, self._bucket)
         else:
-            together = rows if self._bucket else replace(rows, per_call=_FIELDS_TOGETHER * rows.per_call)
+            together = rows if self._bucket else rows.in_calls_of(FIELDS_PER_CALL)
             calls = fields(rows.keys, rows.values, rows=together.bounds, field=field)
             found = new_fields(route, calls, self._bucket)
-            self._expired_before = self._expired()  # as it is before the next write, too
-            if self._expired_before != so_far:  # another group's key, which expires, may have come first
+            self._expired_before = now = self._expired()  # as it is before the next write, too
+            if now != so_far:  # another group's key, which expires, may have come first
                 found[:] = False
         self._new = bool(found.all())
         if self._new:
@@ -503,11 +503,19 @@ class WriteRows:
 
     def parts(self, per_call: int) -> Iterator[WriteRows]:
         """As many rows at a time as are laid out in memory at once, in calls of so many or, of large values, fewer."""
-        longest = max(pc.max(pc.binary_length(self.values)).as_py() or 0, 1)
-        per_call = max(1, min(per_call, BYTES_PER_CALL // longest))
-        count = max(per_call, min(ENTITIES_TOGETHER, BYTES_TOGETHER // longest) // per_call * per_call)
+        rows = self.in_calls_of(per_call)
+        count = min(ENTITIES_TOGETHER, BYTES_TOGETHER // self._longest) // rows.per_call * rows.per_call
+        count = max(rows.per_call, count)
         for start in range(0, len(self.keys), count):
-            yield replace(self.slice(start, count), per_call=per_call)
+            yield rows.slice(start, count)
+
+    def in_calls_of(self, most: int) -> WriteRows:
+        """The same in calls of so many or, of large values, fewer."""
+        return replace(self, per_call=max(1, min(most, BYTES_PER_CALL // self._longest)))
+
+    @property
+    def _longest(self) -> int:
+        return max(pc.max(pc.binary_length(self.values)).as_py() or 0, 1)
 
     @property
     def bounds(self) -> npt.NDArray[np.int64]:

@@ -25,9 +25,8 @@ Where no key of the store expires, what matters is that the field was not there:
 commands for a transaction costs the server a fifth more.
 
 A lane is one connection with what it has to send. Each step sends a chunk and then reads the answers to the chunk
-before it, so the server always has work. At most two chunks are on their way, and the answers to them are smaller than
-any socket's buffer: so the server is never kept from reading by answers that nobody reads, and neither side waits for
-ever.
+before it, so the server always has work. At most two chunks are on their way, and the answers to them, or the chunks
+where values are asked for, are smaller than any socket's buffer: so neither side waits for ever for the other to read.
 
 The connection is redis-py's own: TLS, users, unix sockets and timeouts are its.
 """
@@ -157,9 +156,10 @@ def _bulk(text: bytes) -> bytes:
 def _bulks(column: pa.Array) -> pa.LargeBinaryArray:
     """Each value with its length, as an argument."""
     lengths = pc.binary_length(column)
-    known = pa.array([b"$%d" % length for length in range((pc.max(lengths).as_py() or 0) + 1)], _BYTES)
-    if len(known) > len(column):
-        # Long values in a small batch: only the lengths that there are.
+    longest = pc.max(lengths).as_py() or 0
+    if longest < len(column):
+        known = pa.array([b"$%d" % length for length in range(longest + 1)], _BYTES)
+    else:  # Long values in a small batch: only the lengths that there are.
         encoded = pc.dictionary_encode(lengths)
         known = pa.array([b"$%d" % length for length in encoded.dictionary.to_pylist()], _BYTES)
         lengths = encoded.indices

@@ -138,8 +138,11 @@ class LatestOfFiles:
                 continue
             column = group.read([key])[key]
             codes = (column.fill_null(least) if column.null_count else column).to_numpy().astype(np.int64) - least
-            places = np.flatnonzero((codes >= 0) & (codes < len(newest)))
-            places = places[newest[codes[places]] <= until_us]
+            if self.slices == 1:
+                places = np.flatnonzero(newest[codes] <= until_us)
+            else:
+                places = np.flatnonzero((codes >= 0) & (codes < len(newest)))
+                places = places[newest[codes[places]] <= until_us]
             if len(places):
                 times, good = self._times(group, part)
                 if len(places) < len(codes) or not good.all():

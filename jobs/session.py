@@ -174,7 +174,10 @@ def _jars(spark: SparkSettings, drivers: Sequence[str] = ()) -> dict[str, str]:
 def cached_jars(wanted: Sequence[str] = DELTA_JARS) -> list[Path]:
     """These jars in the caches of Spark's resolver (`.ivy2`, since Spark 4 `.ivy2.VERSION`); all or none."""
     names = [f"{coordinate.replace(':', '_', 1).replace(':', '-')}.jar" for coordinate in wanted]
-    caches = [cache / "jars" for home in _homes() for cache in sorted(home.glob(".ivy2*"), reverse=True)]
+    caches: list[Path] = []
+    for home in _homes():
+        with suppress(OSError):  # one that may not be looked into
+            caches += [cache / "jars" for cache in sorted(home.glob(".ivy2*"), reverse=True)]
     found = [next((cache / name for cache in caches if (cache / name).is_file()), None) for name in names]
     return [] if None in found else [jar for jar in found if jar]
 

@@ -16,8 +16,10 @@ from redis.crc import key_slot
 
 from connectors.codec import ValueSchema, decode, encode, removal
 from connectors.online_store import WriteCounts
+from connectors.pacing import TokenBucket
 from connectors.redis_cluster import SLOTS, slots_of
 from connectors.redis_online import RedisAddress, RedisOnlineStore, open_redis
+from connectors.redis_stream import Calls, Route, new_fields
 from tests.redis_cluster import Cluster, Server, running
 from tests.waiting import until
 
@@ -80,6 +82,22 @@ def test_every_server_gets_its_keys_and_each_is_counted_once(cluster: Cluster) -
     sizes = [server.ask("DBSIZE") for server in cluster.masters]
     assert sum(sizes) == 20_000
     assert min(sizes) > 6000
+
+
+def test_commands_of_mixed_slots_end_when_it_turns_out_a_cluster(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+
+    def counting(route: Route, calls: Calls, bucket: TokenBucket | None) -> np.ndarray:
+        sent.append(len(calls))
+        return new_fields(route, calls, bucket)
+
+    monkeypatch.setattr("connectors.redis_online.new_fields", counting)
+    with open_redis(RedisAddress(cluster.url)) as store:
+        for number in range(4):
+            assert write(store, *rows(200, tag=f"entity{number}")).written == 200
+    assert len(sent) <= 1  # before the first redirection
 
 
 def test_the_rules_of_a_write_hold_in_a_cluster(cluster: Cluster) -> None:
