@@ -354,7 +354,7 @@ def test_two_pairs_of_namenodes_are_both_named() -> None:
 
 
 def test_the_driver_of_abfs_comes_with_deltas_jars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))  # nothing cached
+    monkeypatch.setattr("jobs.session._homes", lambda: [tmp_path])  # nothing cached
     with_abfs = Settings(name="test", definitions=".", lakes={"a": f"abfss://a@{HOST}"})
     assert with_jars(with_abfs)["spark.jars.packages"].split(",") == [*DELTA_JARS, *ABFS_JARS]
     without = Settings(name="test", definitions=".", lakes={"a": "hdfs://a/b"})
