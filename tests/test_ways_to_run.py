@@ -185,7 +185,7 @@ def test_a_drivers_jar_is_passed_by_path_too_once_it_is_cached() -> None:
 def test_packages_of_the_profile_stand_beside_ours_when_the_cache_is_cold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("jobs.session._homes", lambda: [tmp_path])
     own = {"spark.jars.packages": "org.example:own:1", "spark.jars.excludes": "org.example:not"}
     found = with_jars(settings_of(f"{SQLITE}, com.h2database:h2:2.3.232", **own))
     assert found["spark.jars.packages"].split(",") == [
