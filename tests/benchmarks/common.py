@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,15 @@ def in_folder(name: str, measured: Callable[[Path], dict[str, Any]]) -> dict[str
         return measured(folder)
     finally:
         shutil.rmtree(folder)
+
+
+def keep_in_memory(files: Iterable[Path]) -> None:
+    """Read the files once more: a system may drop within seconds what nobody reads, and then one way reads the disk."""
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as content:
+                while content.read(1 << 22):
+                    pass
 
 
 def seconds(action: Callable[[], object]) -> float:

@@ -56,7 +56,16 @@ from jobs.materialize import materialize  # noqa: E402
 from jobs.online_load import partition_load  # noqa: E402
 from jobs.place import Place, time_of  # noqa: E402
 from jobs.settings import OnlineSettings  # noqa: E402
-from tests.benchmarks.common import place_in, progress, redis_on_tcp, rounded, seconds, told_by_feast, watched_workers  # noqa: E402
+from tests.benchmarks.common import (
+    keep_in_memory,
+    place_in,
+    progress,
+    redis_on_tcp,
+    rounded,
+    seconds,
+    told_by_feast,
+    watched_workers,
+)  # noqa: E402
 from tests.lab import checked, register  # noqa: E402
 from tests.redis_cluster import running  # noqa: E402
 
@@ -203,6 +212,7 @@ def measured(folder: Path, entities: int) -> dict[str, Any]:
             progress(name)
             if empty:
                 server.flushall()
+            keep_in_memory([folder / "commands", *(folder / "tables").rglob("*.parquet")])
             times.setdefault(name, []).append(seconds(way))
             progress(f"  {times[name][-1]:.2f} s")
             check(server, keys, values if same else None)
@@ -285,6 +295,7 @@ def job_seconds(folder: Path, entities: int) -> dict[str, list[float]]:
             for one in groups:
                 server.flushall()
                 load = functools.partial(materialize, place, [one.name], now=time_of(NOW_US + number))
+                keep_in_memory((folder / "features").rglob("*.parquet"))
                 times.setdefault(f"job_{one.offline}", []).append(seconds(load))
                 assert server.dbsize() == entities + 1  # and what names the last load
             materialize(place, now=time_of(NOW_US + number), full=True)

@@ -36,7 +36,16 @@ from feature_defs import Entity, Feature, FeatureGroup, Service, Source  # noqa:
 from jobs.compute import compute  # noqa: E402
 from jobs.place import Place  # noqa: E402
 from jobs.training_set import training_set  # noqa: E402
-from tests.benchmarks.common import in_folder, place_in, progress, rounded, seconds, told_by_feast, watched_memory  # noqa: E402
+from tests.benchmarks.common import (
+    in_folder,
+    keep_in_memory,
+    place_in,
+    progress,
+    rounded,
+    seconds,
+    told_by_feast,
+    watched_memory,
+)  # noqa: E402
 from tests.lab import register  # noqa: E402
 
 T0 = int(datetime(2023, 11, 14, tzinfo=timezone.utc).timestamp()) * 1_000_000
@@ -219,7 +228,7 @@ def measured(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
 
     def taken(name: str) -> float:
         progress(f"round {number} of {rounds}: {name}")
-        keep_in_memory(read.get(name, tables))
+        keep_in_memory(Path(file) for table in read.get(name, tables) for file in table)
         took = seconds(ways[name])
         first.setdefault(name, took)
         if number:
@@ -267,14 +276,6 @@ def measured(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
     }
     found: dict[str, Any] = rounded(told)
     return found
-
-
-def keep_in_memory(tables: list[list[str]]) -> None:
-    """Read the files once more: a system may drop within seconds what nobody reads, and then one way reads the disk."""
-    for file in (file for table in tables for file in table):
-        with Path(file).open("rb") as content:
-            while content.read(1 << 22):
-                pass
 
 
 def in_a_process(folder: Path, case: str, service: str) -> float:
