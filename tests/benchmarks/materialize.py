@@ -56,7 +56,7 @@ from jobs.materialize import materialize  # noqa: E402
 from jobs.online_load import partition_load  # noqa: E402
 from jobs.place import Place, time_of  # noqa: E402
 from jobs.settings import OnlineSettings  # noqa: E402
-from tests.benchmarks.common import (
+from tests.benchmarks.common import (  # noqa: E402
     keep_in_memory,
     place_in,
     progress,
@@ -65,7 +65,7 @@ from tests.benchmarks.common import (
     seconds,
     told_by_feast,
     watched_workers,
-)  # noqa: E402
+)
 from tests.lab import checked, register  # noqa: E402
 from tests.redis_cluster import running  # noqa: E402
 

@@ -36,7 +36,7 @@ from feature_defs import Entity, Feature, FeatureGroup, Service, Source  # noqa:
 from jobs.compute import compute  # noqa: E402
 from jobs.place import Place  # noqa: E402
 from jobs.training_set import training_set  # noqa: E402
-from tests.benchmarks.common import (
+from tests.benchmarks.common import (  # noqa: E402
     in_folder,
     keep_in_memory,
     place_in,
@@ -45,7 +45,7 @@ from tests.benchmarks.common import (
     seconds,
     told_by_feast,
     watched_memory,
-)  # noqa: E402
+)
 from tests.lab import register  # noqa: E402
 
 T0 = int(datetime(2023, 11, 14, tzinfo=timezone.utc).timestamp()) * 1_000_000
