@@ -27,6 +27,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -343,6 +344,7 @@ class RedisOnlineStore:
                 run_together([lane])
                 if not lane.errors():
                     return lane.replies
+            # redis-py tries once more where a connection was lost, and tells when it is a cluster
             return self._replies([("HMGET", key, *fields) for key in keys])
 
     def delete(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> int:
@@ -513,7 +515,7 @@ class WriteRows:
         """The same in calls of so many or, of large values, fewer."""
         return replace(self, per_call=max(1, min(most, BYTES_PER_CALL // self._longest)))
 
-    @property
+    @cached_property
     def _longest(self) -> int:
         return max(pc.max(pc.binary_length(self.values)).as_py() or 0, 1)
 

@@ -20,7 +20,7 @@ partition function.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any
@@ -128,9 +128,7 @@ class LatestOfFiles:
         of_touched = None
         if touched is not None:
             of_touched = touched[key].to_numpy().astype(np.int64) - least
-            others = np.ones(len(newest), np.bool_)
-            others[of_touched] = False
-            newest[others] = GREATEST
+            newest[_others_than(of_touched, len(newest))] = GREATEST
         found = _Candidates(len(newest), of_touched, newest)
         for group, until_us in self._groups(part):
             bounds = group.bounds(key)
@@ -208,18 +206,14 @@ class LatestOfFiles:
 
     def _winners(self, found: _Candidates, until_us: int) -> tuple[Numbers, Numbers]:
         """Entities, and the place of each one's latest row; not those that have none, or a later one."""
-        is_wanted = np.ones(found.size, np.bool_)
-        if found.of_touched is not None:
-            is_wanted[:] = False
-            is_wanted[found.of_touched] = True
         newest = found.newest
         if newest is None:
-            newest = np.full(found.size, LEAST)
-            for codes, times in zip(found.codes, found.times, strict=True):
-                np.maximum.at(newest, codes, times)
+            newest = _greatest(zip(found.codes, found.times, strict=True), found.size)
+            if found.of_touched is not None:
+                newest[_others_than(found.of_touched, found.size)] = GREATEST
         kept = [(_NONE, _NONE)]
         for codes, times, places in zip(found.codes, found.times, found.places, strict=True):
-            latest = np.flatnonzero((newest[codes] == times) & (times <= until_us) & is_wanted[codes])
+            latest = np.flatnonzero((newest[codes] == times) & (times <= until_us))
             kept.append((codes[latest], places[latest]))
         codes, places = (np.concatenate(parts) for parts in zip(*kept, strict=True))
         once = np.zeros(found.size, np.bool_)
@@ -230,9 +224,7 @@ class LatestOfFiles:
         order = np.argsort(places[is_tied])
         tied, at = codes[is_tied][order], places[is_tied][order]
         created = np.concatenate([micros_of(rows[CREATED_TIME]) for rows in self.at(at, [CREATED_TIME])])
-        newest = np.full(found.size, LEAST)
-        np.maximum.at(newest, tied, created)
-        latest = np.flatnonzero(newest[tied] == created)
+        latest = np.flatnonzero(_greatest([(tied, created)], found.size)[tied] == created)
         tied, at = tied[latest], at[latest]
         if len(np.unique(tied)) < len(tied):
             raise HandedBackError
@@ -294,6 +286,21 @@ class Located:
             limits = pa.nulls(len(found), pa.int64()) if self.limits is None else self.limits.slice(start, len(found))
             yield from found.append_column(LIMIT, limits).combine_chunks().to_batches()
             start += len(found)
+
+
+def _greatest(parts: Iterable[tuple[Numbers, Numbers]], size: int) -> Numbers:
+    """The greatest time of each entity, of parts of rows: entities and times."""
+    found = np.full(size, LEAST)
+    for codes, times in parts:
+        np.maximum.at(found, codes, times)
+    return found
+
+
+def _others_than(touched: Numbers, size: int) -> Flags:
+    """The entities that no one asks for: with a time later than all, none of their rows is the latest."""
+    found = np.ones(size, np.bool_)
+    found[touched] = False
+    return found
 
 
 def slices_of(keys: Sequence[Numbers], slices: int) -> Numbers:
