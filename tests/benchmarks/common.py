@@ -64,10 +64,9 @@ def in_folder(name: str, measured: Callable[[Path], dict[str, Any]]) -> dict[str
 def keep_in_memory(files: Iterable[Path]) -> None:
     """Read the files once more: a system may drop within seconds what nobody reads, and then one way reads the disk."""
     for file in files:
-        if file.is_file():
-            with file.open("rb") as content:
-                while content.read(1 << 22):
-                    pass
+        with file.open("rb") as content:
+            while content.read(1 << 22):
+                pass
 
 
 def seconds(action: Callable[[], object]) -> float:

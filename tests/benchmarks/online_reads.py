@@ -6,8 +6,8 @@
 Bare means redis-py's pipeline of one HMGET per entity, its replies left as bytes. The client's request ends in Python
 values by name, `get(...).dicts()`. Both draw the same entities and take turns by the request, so that whatever else the
 machine does meets both alike. `feast` is Feast's get_online_features(...).to_dict() of the same features, in a process
-of its own. Bytes are the memory of Redis for an entity's 44 features. The last line is one JSON object; times are
-microseconds.
+of its own. Bytes are the memory of Redis for an entity's 44 features, also in layouts that were tried: numbers of eight
+bytes each, JSON, and a field of the hash for every feature. The last line is one JSON object; times are microseconds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import struct
 import sys
 import tempfile
 import time
@@ -69,8 +70,11 @@ def plan_of(found: Definitions, address: RedisAddress) -> ServicePlan:
     return service_plan("Service 'churn'", found, parts, key_prefix=address.key_prefix)
 
 
-def load(found: Definitions, address: RedisAddress, entities: int = ENTITIES, *, folder: Path | None = None) -> None:
+def load(
+    found: Definitions, address: RedisAddress, entities: int = ENTITIES, *, folder: Path | None = None
+) -> list[pa.Table]:
     """Every entity's row of every group, as materialize writes it; as Parquet too, where a folder is given."""
+    tables = []
     draw, now_us = np.random.default_rng(7), time.time_ns() // 1000
     ids = pa.array([f"CUST{number:08d}" for number in range(entities)])
     types = [data_types.parse("string")]
@@ -89,6 +93,7 @@ def load(found: Definitions, address: RedisAddress, entities: int = ENTITIES, *,
                     columns[feature.name] = LEVELS[draw.integers(0, 4, entities)]
             schema = codec.ValueSchema.of_group(group)
             table = pa.table(columns)
+            tables.append(table)
             values = codec.encode(table, schema, definition=1)
             if folder is not None:
                 (folder / "online").mkdir(exist_ok=True)
@@ -98,6 +103,36 @@ def load(found: Definitions, address: RedisAddress, entities: int = ENTITIES, *,
             for key, value in zip(keys.to_pylist(), values.to_pylist(), strict=True):
                 pipeline.hset(key, field, value)
             pipeline.execute()
+    return tables
+
+
+def eight_bytes_each(row: dict[str, Any]) -> dict[str, bytes]:
+    time, *numbers, text = row.values()
+    return {"g:1": struct.pack("<q5d5q", int(time.timestamp() * 1e6), *numbers) + text.encode()}
+
+
+def as_json(row: dict[str, Any]) -> dict[str, str]:
+    return {"g:1": json.dumps({name: str(value) if name == "event_time" else value for name, value in row.items()})}
+
+
+def field_a_feature(row: dict[str, Any]) -> dict[str, str]:
+    return {f"g:{name}": str(value) for name, value in row.items()}
+
+
+def bytes_of_layouts(server: redis.Redis, tables: list[pa.Table]) -> dict[str, float]:
+    """The memory of an entity in other layouts than ours."""
+    found = {}
+    for layout in (eight_bytes_each, as_json, field_a_feature):
+        server.flushall()
+        before = server.info("memory")["used_memory"]
+        for number, table in enumerate(tables):
+            pipeline = server.pipeline(transaction=False)
+            for entity, row in enumerate(table.to_pylist()):
+                fields = {f"{number}{name}": value for name, value in layout(row).items()}
+                pipeline.hset(f"tm:customer:CUST{entity:08d}", mapping=fields)
+            pipeline.execute()
+        found[layout.__name__] = (server.info("memory")["used_memory"] - before) / ENTITIES
+    return found
 
 
 def bare(client: redis.Redis, found: Definitions) -> Callable[[list[str]], object]:
@@ -117,7 +152,7 @@ def measured(folder: Path, address: RedisAddress, requests: int) -> dict[str, An
     progress("loading")
     with redis.Redis.from_url(address.url) as server:
         before = server.info("memory")["used_memory"]
-        load(found, address, folder=folder)
+        tables = load(found, address, folder=folder)
         bytes_an_entity = (server.info("memory")["used_memory"] - before) / ENTITIES
     plan = plan_of(found, address)
     told: dict[str, Any] = {"groups": 4, "features": 44, "entities": ENTITIES, "bytes_an_entity": bytes_an_entity}
@@ -144,6 +179,9 @@ def measured(folder: Path, address: RedisAddress, requests: int) -> dict[str, An
     progress("Feast")
     with redis_on_tcp(folder / "redis_of_feast") as port:
         told["feast"] = feast = told_by_feast("online", folder, requests, port)
+    progress("other layouts")
+    with redis.Redis.from_url(address.url) as server:
+        told["bytes_of_layouts"] = {"packed": bytes_an_entity, **bytes_of_layouts(server, tables)}
     told["bytes_vs_feast"] = bytes_an_entity / feast["bytes_an_entity"]
     for count in (1, 100):
         told[f"client_vs_feast_{count}"] = feast[f"p50_{count}"] / told[f"client_{count}"]["p50"]
