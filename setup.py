@@ -16,7 +16,7 @@ CORE = [
     "pyarrow",  # the online codec's kernels, and files read without Spark
     "pandas>=2.2,<3",  # below 2.2 PySpark 4 refuses it; pandas 3 draws a warning from PySpark 4.2
     "redis",  # the online store's client
-    "hiredis",  # parses the replies of a bulk load in C
+    "hiredis>=3.2",  # parses replies in C, also for redis-py, which takes no older one
     "tomli; python_version<'3.11'",  # profiles are TOML; tomllib is in the standard library from 3.11
 ]
 

@@ -88,12 +88,12 @@ class GroupPlan:
 
     def _of_one_schema(self, values: Sequence[bytes | None], oldest: int) -> GroupRows | None:
         """As columns; None when they are of several schemas, or one is damaged."""
-        heads = {value[: codec.HEAD_SIZE] for value in values if value is not None}
-        reading = self.readings.get(heads.pop()) if len(heads) == 1 else None
+        stored = [value for value in values if value is not None]
+        reading = self.readings.get(stored[0][: codec.HEAD_SIZE]) if stored else None
         if reading is None:
             return None
         try:
-            times, columns = reading.reader.columns([value for value in values if value is not None])
+            times, columns = reading.reader.columns(stored)
         except codec.CodecError:
             return None
         found, statuses = [PRESENT] * len(values), [reading.statuses] * len(values)
@@ -144,11 +144,11 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class EntityPlan:
-    """One entity of a service: how its key is made of a row, and the fields that are read under it."""
+    """One entity of a service: how its keys are made of rows, and the fields that are read under them."""
 
     entity: Entity
     groups: tuple[GroupPlan, ...]
-    write_key: Callable[[Sequence[object]], bytes]
+    write_keys: Callable[[Sequence[Sequence[Any]]], list[bytes | None]]
     fields: tuple[bytes, ...]
 
     @cached_property
@@ -157,22 +157,21 @@ class EntityPlan:
         fields = b"".join(b"$%d\r\n%b\r\n" % (len(field), field) for field in self.fields)
         return b"*%d\r\n$5\r\nHMGET\r\n$" % (len(self.fields) + 2), b"\r\n" + fields
 
-    def key(self, row: Keys) -> bytes | None:
-        """The online key; None when one of its columns is null."""
-        values = [row[name] for name in self.entity.keys]
-        if None in values:
-            return None
+    def keys(self, rows: Sequence[Keys]) -> list[bytes | None]:
+        """The online key of each row; None where one of its columns is null."""
+        columns = [[row[name] for row in rows] for name in self.entity.keys]
         try:
-            return self.write_key(values)
+            return self.write_keys(columns)
         except codec.CodecError as error:
-            raise self._wrong_key(values) from error
+            raise self._wrong_key(columns) from error
 
-    def _wrong_key(self, values: Sequence[object]) -> UsageError:
+    def _wrong_key(self, columns: Sequence[Sequence[Any]]) -> UsageError:
         """Which of the key's columns is the culprit; its value is not told."""
-        for (name, kind), value in zip(self.entity.keys.items(), values, strict=True):
-            if not _is_key(value, kind):
-                problem = f"is {kind}, and the {type(value).__name__} given cannot be one"
-                return UsageError(f"Key '{name}'", problem, hint=f"give a value of type {kind}")
+        for row in zip(*columns, strict=True):
+            for (name, kind), value in zip(self.entity.keys.items(), row, strict=True):
+                if None not in row and not _is_key(value, kind):
+                    problem = f"is {kind}, and the {type(value).__name__} given cannot be one"
+                    return UsageError(f"Key '{name}'", problem, hint=f"give a value of type {kind}")
         return UsageError(f"Entity '{self.entity.name}'", "its key cannot be written", hint="look at its columns")
 
 
@@ -220,10 +219,7 @@ class ServicePlan:
         places: list[list[int] | None] = []
         for entity in self.entities:
             at: dict[bytes, int] = {}
-            place = []
-            for row in rows:
-                key = entity.key(row)
-                place.append(_NULL_KEY if key is None else at.setdefault(key, len(at)))
+            place = [_NULL_KEY if key is None else at.setdefault(key, len(at)) for key in entity.keys(rows)]
             keys.append(list(at))
             places.append(None if len(at) == len(rows) else place)
         return Request(rows, keys, places)
@@ -273,7 +269,7 @@ class ServicePlan:
 
     def of_generation(self, number: int, key_prefix: str) -> ServicePlan:
         """The same, read under the keys of another generation."""
-        entities = tuple(replace(one, write_key=_key_writer(one.entity, key_prefix)) for one in self.entities)
+        entities = tuple(replace(one, write_keys=_key_writer(one.entity, key_prefix)) for one in self.entities)
         return replace(self, entities=entities, generation=number)
 
     def knowing(self, definitions: Mapping[str, Sequence[FeatureGroup]]) -> ServicePlan:
@@ -328,7 +324,7 @@ def service_plan(
         EntityPlan(
             entity=definitions.entities[name],
             groups=tuple(plans),
-            write_key=_key_writer(definitions.entities[name], key_prefix),
+            write_keys=_key_writer(definitions.entities[name], key_prefix),
             fields=tuple(codec.field_name(plan.group.name, plan.group.version) for plan in plans),
         )
         for name, plans in by_entity.items()
@@ -336,7 +332,7 @@ def service_plan(
     return ServicePlan(title, entities, groups, _types(title, groups, prefix=prefix))
 
 
-def _key_writer(entity: Entity, key_prefix: str) -> Callable[[Sequence[object]], bytes]:
+def _key_writer(entity: Entity, key_prefix: str) -> Callable[[Sequence[Sequence[Any]]], list[bytes | None]]:
     types = [data_types.parse(kind) for kind in entity.keys.values()]
     return codec.key_writer(entity.name, key_types=types, prefix=key_prefix)
 

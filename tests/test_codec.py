@@ -29,6 +29,7 @@ from connectors.codec import (
     event_time_of,
     event_times,
     field_name,
+    key_writer,
 )
 from feature_defs.data_types import DataType, parse
 
@@ -423,6 +424,13 @@ def test_a_reader_refuses_what_decode_refuses(batch: Any, data: st.DataObject) -
         assert refused(lambda value=value: reader.columns([*good, value])) == expected
 
 
+def test_a_reader_of_columns_refuses_values_of_two_schemas() -> None:
+    """Values that differ in nothing but their heads."""
+    values = [packed(["bigint"], 1), packed(["int"], 1)]
+    assert values[0][5:] == values[1][5:]
+    assert refused(lambda: ValueReader(schema_of(["bigint"]), ["f0"]).columns(values))
+
+
 def test_a_reader_of_more_than_64_features_knows_their_null_bits() -> None:
     types = ["boolean", "string"] * 35
     row = [None if i % 9 == 0 else i % 4 == 0 if i % 2 == 0 else str(i) for i in range(70)]
@@ -758,6 +766,10 @@ def test_keys_of_a_batch_are_the_keys_of_each_row(drawn: Any, offset: int) -> No
     for whole in (batch, pa.Table.from_batches([batch])):
         keys = encode_keys(whole, "customer", key_names=names, key_types=kinds, prefix="tm").to_pylist()
         assert keys == [one_key(*row, types=types) for row in rows[offset:]]
+    write = key_writer("customer", key_types=kinds, prefix="tm")
+    together = [[row[i] for row in rows] for i in range(len(types))]
+    assert write(together) == [one_key(*row, types=types) for row in rows]
+    assert write([[*column, None] for column in together]) == [*write(together), None]
 
 
 @quickly

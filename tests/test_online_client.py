@@ -440,6 +440,7 @@ def test_damaged_bytes_are_never_served_and_leave_the_other_entities_alone(churn
         ("secret", "a row is a mapping of the keys \\(customer_id\\), found a str"),
         ({"customer_id": 12345}, "Key 'customer_id': is string, and the int given cannot be one"),
         ({"customer_id": b"secret"}, "is string, and the bytes given"),
+        ([{"customer_id": None}, {"customer_id": "c1"}, {"customer_id": 12345}], "is string, and the int given"),
         ({"customer_id": float("nan")}, "is string, and the float given"),
         ({"customer_id": "\ud800"}, "is string, and the str given"),
     ],
@@ -617,6 +618,15 @@ def test_a_key_that_is_no_hash_is_told_and_the_connection_stays_in_step(churn: S
                 client.get(customers("c1", "text", "c2"), now=NOW)
             assert "private" not in str(caught.value)
             assert client.get(customers("c2", "c1"), now=NOW).dicts()[0]["amount"] == 2
+
+    async def read() -> None:
+        async with churn.open_async(connections=1) as later:
+            for _ in range(3):
+                with pytest.raises(OnlineStoreError, match="holds something that is no hash"):
+                    await later.get(customers("c1", "text", "c2"), now=NOW)
+                assert (await later.get(customers("c2", "c1"), now=NOW)).dicts()[0]["amount"] == 2
+
+    asyncio.run(read())
 
 
 # --- a server that is slow, gone and back -----------------------------------------------------------------------------
