@@ -110,18 +110,23 @@ def checked_column(path: str, name: str, types: Mapping[str, str]) -> str:
 
 def rebatched(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
     """The same rows in batches of exactly `rows`, but for the last."""
+    return map(_one, together(batches, rows))
+
+
+def together(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[list[pa.RecordBatch]]:
+    """The same rows in lists of batches that have exactly `rows` each, but for the last: none is copied."""
     held: list[pa.RecordBatch] = []
     missing = rows
     for found in batches:
         rest = found
         while rest.num_rows >= missing:
-            yield _one([*held, rest.slice(0, missing)])
+            yield [*held, rest.slice(0, missing)]
             rest, held, missing = rest.slice(missing), [], rows
         if rest.num_rows:
             held.append(rest)
             missing -= rest.num_rows
     if held:
-        yield _one(held)
+        yield held
 
 
 def folder_files(files: FileStore, uri: str) -> tuple[DataFile, ...]:

@@ -33,6 +33,7 @@ _COLUMNS = (
     "metaData.partitionColumns",
     "metaData.schemaString",
     "protocol.minReaderVersion",
+    "protocol.minWriterVersion",
     "protocol.readerFeatures",
     "protocol.writerFeatures",
     "sidecar.path",

@@ -15,10 +15,10 @@ import json
 import re
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, Protocol
 
 from pyspark.sql import DataFrame, SparkSession
@@ -26,10 +26,13 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from connectors.delta_addresses import ALL, FEED, CatalogTable, DeltaAddress, Folder
+from connectors.delta_commit import STATS, has_checkpoint, knows_bounds, may_replace, replacing
+from connectors.delta_log import Action, DeltaVersion, commit_actions, commit_uri, delta_version
 from connectors.file_store import FileStore, check_writable, open_file_store
 from connectors.lakes import joined
 from connectors.row_order import PART, ROWS_A_FILE
-from feature_defs.errors import LakeError, UsageError
+from connectors.table_files import PATTERN, Begun, NewFile, begun, given_up, may_open
+from feature_defs.errors import DataError, LakeError, UsageError
 from feature_defs.expressions import quoted
 from feature_defs.model import EVENT_TIME, HIDDEN, REJECTED
 
@@ -93,6 +96,15 @@ class OfflineTable(Protocol):
 
     def replace_span(self, rows: DataFrame, note: Note, *, span: Span, after: int) -> int:
         """Make these rows all that the table holds of a span of event_time."""
+
+    def begin(self, schema: StructType) -> Begun | None:
+        """A new version of these columns whose files tasks write; None where only Spark writes this table."""
+
+    def finish(self, version: Begun, files: Sequence[NewFile], schema: StructType, note: Note) -> int:
+        """Make what tasks have written the table's whole content."""
+
+    def give_up(self, version: Begun) -> None:
+        """Remove what tasks have written."""
 
 
 @dataclass(frozen=True)
@@ -237,6 +249,56 @@ class DeltaOfflineTable:
                 self.spark.sql(f"{into} WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *", rows=staged)
         return self._version_of(conf["spark.databricks.delta.commitInfo.userMetadata"], after)
 
+    def begin(self, schema: StructType) -> Begun | None:
+        known = clustered_by(schema)
+        is_ours = isinstance(self.at, Folder) and self.uri.startswith("file:") and not PATTERN.search(self.uri)
+        if not is_ours or not may_open(self.spark) or not all(knows_bounds(schema[name]) for name in known):
+            return None
+        after = self.version()
+        if after is not None and has_checkpoint(after + 1):
+            return None
+        made = self._made(schema) if after is None else ()
+        try:
+            before = self._in_log(after) if after is not None else _of_actions(made)
+        except (FileNotFoundError, DataError):  # a log that is being cleaned up, or is not all there
+            return None
+        return begun(self.uri, after, known, made) if before and self._may_replace(before, schema) else None
+
+    def finish(self, version: Begun, files: Sequence[NewFile], schema: StructType, note: Note) -> int:
+        def create(after: int | None) -> int:
+            before = None if after is None else self._in_log(after)
+            if before is not None and not self._may_replace(before, schema):
+                raise FileExistsError
+            number = 0 if after is None else after + 1
+            told = self._transaction(note, after)["commitInfo.userMetadata"]
+            content = replacing(before, version.made, files, schema, told)
+            _create(open_file_store(self.uri), commit_uri(self.uri, number), content)
+            return number
+
+        return _finished(self, version, create)
+
+    def is_upkeep(self, version: int) -> bool:
+        return any(MAINTAINED in commit.note for commit in islice(self.at.commits(version), 1))
+
+    def _may_replace(self, before: DeltaVersion, schema: StructType) -> bool:
+        return may_replace(before, schema, _properties(schema).get(STATS))
+
+    def give_up(self, version: Begun) -> None:
+        given_up(open_file_store(self.uri), version)
+
+    def _in_log(self, version: int) -> DeltaVersion | None:
+        return delta_version(open_file_store(self.uri), self.uri, f"Table '{self.uri}'", version)
+
+    def _made(self, schema: StructType) -> list[Action]:
+        """What makes a table of these columns, as Delta does it in another folder."""
+        uri = joined(self.at.beside, STAGING, uuid.uuid4().hex)
+        try:
+            delta_table(self.spark, uri).replace(self.spark.createDataFrame([], schema), {})
+            actions = list(commit_actions(open_file_store(uri), uri, 0))
+        finally:
+            open_file_store(uri).delete(uri)
+        return [action for action in actions if {"metaData", "protocol"} & action.keys()]
+
     def _merged_in_span(self, staged: DataFrame, note: Note, *, on: Sequence[str], after: int) -> int:
         """The same where a session takes no settings, as on serverless compute: a writer has options, MERGE has none.
         All rows between the oldest and the newest that came are written anew."""
@@ -278,11 +340,7 @@ class DeltaOfflineTable:
         except Exception as error:
             if not DELTA_CONFLICT.search(str(error)):
                 raise self.at.explained(error) or error from error
-            raise self._conflict() from error
-
-    def _conflict(self) -> LakeError:
-        hint = "run the job again; nothing of this run is in the table"
-        return LakeError(f"Table '{self.uri}'", "another run wrote a version meanwhile", hint=hint)
+            raise _conflict(self.uri) from error
 
     def _version_of(self, metadata: str, after: int | None) -> int:
         """The version that this commit got; another writer may have committed since."""
@@ -292,7 +350,53 @@ class DeltaOfflineTable:
                 break
             if commit.note.get("commit") == run:
                 return commit.version
-        raise self._conflict()  # skipped: the table had moved before it began
+        raise _conflict(self.uri)  # skipped: the table had moved before it began
+
+
+def _of_actions(made: Sequence[Action]) -> DeltaVersion:
+    """A table that is only made."""
+    found = {name: value for action in made for name, value in action.items()}
+    return DeltaVersion(-1, (), found["metaData"], {}, found["protocol"])
+
+
+def _past_upkeep(table: DeltaOfflineTable | ParquetOfflineTable, version: int) -> int:
+    """The newest version with the same rows: maintenance changes none."""
+    newest = table.version() or 0
+    while version < newest and table.is_upkeep(version + 1):
+        version += 1
+    return version
+
+
+def _create(files: FileStore, uri: str, content: bytes) -> None:
+    """Create a version's file. One of this very content is ours: a file system may repeat a call that it has made."""
+    try:
+        files.create(uri, content)
+    except FileExistsError:
+        if files.read(uri) != content:
+            raise
+
+
+def _finished(
+    table: DeltaOfflineTable | ParquetOfflineTable, version: Begun, create: Callable[[int | None], int]
+) -> int:
+    """Create a version behind the one that it was begun after, or behind maintenance of that.
+
+    Whatever else fails, its files stay: it may have been created.
+    """
+    after = version.after
+    while True:
+        with suppress(FileExistsError):
+            return create(after)
+        newer = after if after is None else _past_upkeep(table, after)
+        if newer == after:
+            table.give_up(version)
+            raise _conflict(table.uri)
+        after = newer
+
+
+def _conflict(uri: str) -> LakeError:
+    hint = "run the job again; nothing of this run is in the table"
+    return LakeError(f"Table '{uri}'", "another run wrote a version meanwhile", hint=hint)
 
 
 def in_catalog(table: OfflineTable) -> CatalogTable | None:
@@ -369,27 +473,21 @@ class ParquetOfflineTable:
         return self._committed(rows, note, kept=(), after=self.version())
 
     def append(self, rows: DataFrame, note: Note, *, after: int) -> int:
-        after = self._maintained(after)
+        after = _past_upkeep(self, after)
         return self._committed(rows, note, kept=self.manifest(after)["files"], after=after)
 
     def replace_span(self, rows: DataFrame, note: Note, *, span: Span, after: int) -> int:
-        after = self._maintained(after)
+        after = _past_upkeep(self, after)
         kept, touched = self._parted(after, span)
         others = touched.where(f"NOT ({span.condition})")
         return self._committed(others.unionByName(rows), note, kept=kept, after=after)
 
     def merge(self, rows: DataFrame, note: Note, *, on: Sequence[str], after: int) -> int:
-        after = self._maintained(after)
+        after = _past_upkeep(self, after)
         with _staged(self.spark, self.uri, rows) as staged:
             kept, touched = self._parted(after, _span_of(staged))
             others = others_than(touched, staged, on)
             return self._committed(others.unionByName(staged), note, kept=kept, after=after)
-
-    def _maintained(self, version: int) -> int:
-        """The newest version with the same rows: maintenance changes none."""
-        while (self.version() or 0) > version and MAINTAINED in self.manifest(version + 1)["note"]:
-            version += 1
-        return version
 
     def _parted(self, version: int, span: Span) -> tuple[list[dict[str, Any]], DataFrame]:
         """The files of a version that hold nothing of the span, and the rows of the others."""
@@ -403,7 +501,6 @@ class ParquetOfflineTable:
         return kept, self._rows_of(touched, StructType.fromJson(manifest["schema"]))
 
     def _committed(self, rows: DataFrame, note: Note, *, kept: Sequence[Mapping[str, Any]], after: int | None) -> int:
-        number = (after or 0) + 1
         folder = f"data/{uuid.uuid4().hex}"
         try:
             with writing(self.spark, table=True):
@@ -412,14 +509,35 @@ class ParquetOfflineTable:
         except BaseException:  # Ctrl-C too
             self.files.delete(joined(self.uri, folder))
             raise
-        manifest = {"files": [*kept, *data], "schema": json.loads(rows.schema.json()), "note": dict(note)}
         try:
-            self.files.create(self._manifest_uri(number), json.dumps(manifest, indent=1).encode())
+            return self._created([*kept, *data], rows.schema, note, after=after)
         except FileExistsError as error:
             self.files.delete(joined(self.uri, folder))
-            hint = "run the job again; what this run wrote was removed"
-            raise LakeError(f"Table '{self.uri}'", f"another run wrote version {number} first", hint=hint) from error
+            raise _conflict(self.uri) from error
+
+    def _created(self, files: Sequence[Mapping[str, Any]], schema: StructType, note: Note, *, after: int | None) -> int:
+        number = (after or 0) + 1
+        manifest = {"files": list(files), "schema": json.loads(schema.json()), "note": dict(note)}
+        _create(self.files, self._manifest_uri(number), json.dumps(manifest, indent=1).encode())
         return number
+
+    def is_upkeep(self, version: int) -> bool:
+        return MAINTAINED in self.manifest(version)["note"]
+
+    def begin(self, schema: StructType) -> Begun | None:  # noqa: ARG002  # the protocol's
+        if not self.uri.startswith("file:") or not may_open(self.spark):
+            return None
+        return begun(self.uri, self.version(), (EVENT_TIME,))
+
+    def finish(self, version: Begun, files: Sequence[NewFile], schema: StructType, note: Note) -> int:
+        data = []
+        for file in files:
+            span = dict(zip(("oldest", "newest"), file.bounds.get(EVENT_TIME, ()), strict=False))
+            data.append({"path": file.path, "bytes": file.bytes, **span})
+        return _finished(self, version, lambda after: self._created(data, schema, note, after=after))
+
+    def give_up(self, version: Begun) -> None:
+        given_up(self.files, version)
 
     def data_files(self, folder: str, schema: StructType) -> list[dict[str, Any]]:
         """The files that were written, with the span of event_time that each holds."""
@@ -486,7 +604,7 @@ def _properties(schema: StructType) -> dict[str, str]:
     """Of a new Delta table. Least and greatest values only of what readers look for: those of all columns take as long
     as writing the rows does."""
     known = ",".join(map(quoted, clustered_by(schema))) if EVENT_TIME in schema.names else ""
-    stats = {"delta.dataSkippingStatsColumns": known} if known else {}
+    stats = {STATS: known} if known else {}
     return {"delta.enableDeletionVectors": "true", FEED: "true", **stats}
 
 

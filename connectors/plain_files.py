@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,13 +25,13 @@ from connectors.delta_log import Action, commit_actions, delta_version
 from connectors.file_rows import FileRows, file_rows
 from connectors.lakes import joined
 from connectors.offline_tables import WENT, DeltaOfflineTable, OfflineTable, ParquetOfflineTable, shown
+from connectors.table_files import PATTERN, may_open
 from connectors.table_stats import may_hold, micros
 from feature_defs.errors import DataError
 from feature_defs.model import EVENT_TIME, REJECTED
 
 _READABLE = {"deletionVectors", "v2Checkpoint", "vacuumProtocolCheck"}  # what changes nothing of files that lack them
 _MOST_FILES = 1000  # Spark looks for each before it begins, and tasks read the footer of each
-_PATTERN = re.compile(r"[{}\[\]*?\\]")  # what Spark takes for a pattern in a path
 _MOST_COMMITS = 200
 _RECENT = 8  # the newest of so many parts
 _MILLISECOND = 1000  # Delta's bounds are cut to it
@@ -139,7 +137,9 @@ def plain_files(table: OfflineTable, version: int) -> PlainFiles | None:
     if isinstance(table, ParquetOfflineTable):
         manifest = table.manifest(version)
         return _of_manifest(table, manifest["files"], StructType.fromJson(manifest["schema"]))
-    if not isinstance(table, DeltaOfflineTable) or not isinstance(table.at, Folder) or not _may_open(table.spark):
+    if not isinstance(table, DeltaOfflineTable) or not isinstance(table.at, Folder):
+        return None
+    if not may_open(table.spark):
         return None
     try:
         found = delta_version(table.at.files, table.uri, f"Table '{table.uri}'", version, stats=True)
@@ -179,15 +179,10 @@ def _of_adds(table: DeltaOfflineTable, adds: Sequence[Action], schema: StructTyp
     for add in adds:
         path = unquote(add["path"])
         uri = joined(table.uri, path)
-        if add.get("deletionVector") or ":" in path.partition("/")[0] or _PATTERN.search(uri):
+        if add.get("deletionVector") or ":" in path.partition("/")[0] or PATTERN.search(uri):
             return None
         files.append(PlainFile(uri, add["size"], *_bounds(add.get("stats"))))
     return PlainFiles(table.spark, schema, tuple(files))
-
-
-def _may_open(spark: SparkSession) -> bool:
-    """Databricks refuses to read files below a Delta log, and tells a Connect session so only when rows are read."""
-    return isinstance(spark, SparkSession) and "DATABRICKS_RUNTIME_VERSION" not in os.environ
 
 
 def _is_plain(protocol: Action, metadata: Action) -> bool:

@@ -37,12 +37,13 @@ from jobs.quality import (
     quarantine,
     quarantine_in_force,
     together,
+    write_by_tasks,
     write_checked,
 )
 from jobs.report import step
 from jobs.rule_results import ended, results_uri
 from jobs.transforms.expectations import checked, rules_digest, rules_of
-from jobs.transforms.features import changed_rows, feature_rows, grid_end, reach, without_past
+from jobs.transforms.features import changed_rows, feature_rows, features_of, grid_end, reach, without_past
 from jobs.transforms.rows import after, all_quoted, prepared
 
 MOST_GRID_POINTS = 1_000_000  # a century of hours; one stray row of the year 1 must not become millions of rows
@@ -283,9 +284,11 @@ def _compute_all(job: _Job, work: Work) -> ComputedGroup:
     complete = replace(_complete_to(job, told), null_until=_null_until(job, work) or None)
     cleaned = job.clean(_good(rows))
     refuse_when_nothing_is_left(job.group, cleaned)
-    made = feature_rows(cleaned.rows, cleaned.group, job.entity, until_us=complete.until_us)
-    features, note = checked(without_past(made, complete.null_until), job.rules), job.said(FULL, complete)
-    written = job.write(features, note, lambda laid: job.table.replace(laid, note))
+    made = features_of(cleaned.rows, cleaned.group, job.entity, until_us=complete.until_us)
+    features, note = checked(without_past(made.rows, complete.null_until), job.rules), job.said(FULL, complete)
+    written = None if complete.null_until else write_by_tasks(job.place, job.group, made, note, now_us=job.now)
+    if written is None:
+        written = job.write(features, note, lambda laid: job.table.replace(laid, note))
     quarantine(job.place, job.group, told.bad + written.rejected, {SOURCE: rows, FEATURE: features}, note)
     keep_results(job.place, job.group, written, note, now_us=job.now)
     return job.computed(work, written, told=told, extra=extra, cleaned=cleaned)

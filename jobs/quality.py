@@ -18,6 +18,7 @@ from typing import Any
 from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
+from connectors.lakes import joined
 from connectors.offline_tables import Note
 from connectors.sources import UNREADABLE
 from connectors.table_maintenance import past_maintenance
@@ -26,8 +27,8 @@ from feature_defs.model import HIDDEN, REJECTED, FeatureGroup
 from feature_defs.rules import Matches, Rule, TableRule, name_of
 from jobs.place import Place, now_us, time_of
 from jobs.rule_results import BROKEN, RuleResult, RunResults, judged, keep, unknown
-from jobs.transforms.expectations import STOPPED, measures, rules_of, without_marks
-from jobs.transforms.features import table_rows
+from jobs.transforms.expectations import STOPPED, checked, measures, rules_of, without_marks
+from jobs.transforms.features import Features, table_rows
 from jobs.transforms.rows import all_quoted
 
 KEPT = "_tidemark_kept"
@@ -78,6 +79,36 @@ def write_checked(
     measured = observed.get
     found = judged(rules, measured, group, now_us=now_us)
     return Written(version, measured["rows"] - measured["rejected"], measured["rejected"], found)
+
+
+def write_by_tasks(place: Place, group: FeatureGroup, made: Features, note: Note, *, now_us: int) -> Written | None:
+    """The same where tasks can make and write all of the table; None where it is for Spark.
+
+    Rules are held against the files before they are a version.
+    """
+    rules, table = rules_of(group), place.table(group)
+    if made.kernel is None or any(rule.severity == "quarantine" for rule in rules):
+        return None
+    schema = made.rows.schema
+    version = table.begin(schema)
+    if version is None:
+        return None
+    try:
+        files = made.kernel.written(version)
+        measured: Mapping[str, Any] = {"rows": sum(file.rows for file in files), "rejected": 0}
+        with stops_told(place, group, note, now_us=now_us):
+            if rules:
+                uris, spark = [joined(table.uri, file.path) for file in files], place.spark
+                written = spark.read.schema(schema).parquet(*uris) if uris else spark.createDataFrame([], schema)
+                rows = checked(written, rules)
+                measured = rows.agg(*measures(rows, rules, now_us=now_us)).collect()[0].asDict()
+            found = judged(rules, measured, group, now_us=now_us)
+            _stop_if_broken(found)
+    except BaseException:  # Ctrl-C too
+        table.give_up(version)
+        raise
+    number = table.finish(version, files, schema, note)
+    return Written(number, measured["rows"], 0, found)
 
 
 def together(parts: Sequence[Written], rules: Sequence[Rule], *, version: int) -> Written:

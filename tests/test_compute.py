@@ -654,7 +654,7 @@ def test_of_two_racing_replaces_of_a_parquet_table_one_wins(place: Place, table:
     assert len(winners) == 1
     lost = next(outcome for outcome in outcomes.values() if outcome != 2)
     assert str(lost).endswith(
-        "another run wrote version 2 first\nHint: run the job again; what this run wrote was removed"
+        "another run wrote a version meanwhile\nHint: run the job again; nothing of this run is in the table"
     )
     kept = open_table(place.spark, uri, "parquet")
     assert (kept.version(), kept.note(2)["run"]) == (2, winners[0])

@@ -139,7 +139,7 @@ def test_kernel_gives_the_rows_of_sql_to_the_bit(
     plan = plan_of(rows, wanted, keys)
     assert supports(rows, plan)
     expected = group_rows(tiles_of(rows, plan), plan, until_us=UNTIL, after_us=after)
-    found = kernel_rows(rows, plan, until_us=UNTIL, after_us=after)
+    found = kernel_rows(rows, plan, until_us=UNTIL, after_us=after).rows()
     assert found.schema == expected.schema
     other, own = bits(expected.toArrow(), keys), bits(found.toArrow(), keys)
     assert len(own) == len(other) > 100

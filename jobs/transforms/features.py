@@ -7,7 +7,7 @@ aggregates  tiles -> states merged over each window, at every event or on a grid
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame
@@ -19,13 +19,27 @@ from feature_defs.errors import DataError
 from feature_defs.model import CREATED_TIME, EVENT_TIME, HIDDEN, REJECTED, Aggregate, Entity, Feature, FeatureGroup
 from feature_defs.rules import Unique
 from jobs.transforms.rows import after, all_quoted, reason
-from jobs.transforms.tile_kernel import kernel_rows, supports
+from jobs.transforms.tile_kernel import KernelRows, kernel_rows, supports
 from jobs.transforms.tiles import advanced_rows, group_rows, plan_of, tiles_of
+
+
+@dataclass(frozen=True)
+class Features:
+    """A group's feature rows. `kernel` gives the very rows, where tasks can make all of them."""
+
+    rows: DataFrame
+    kernel: KernelRows | None = None
 
 
 def feature_rows(
     rows: DataFrame, group: FeatureGroup, entity: Entity, *, until_us: int, after_us: int | None = None
 ) -> DataFrame:
+    return features_of(rows, group, entity, until_us=until_us, after_us=after_us).rows
+
+
+def features_of(
+    rows: DataFrame, group: FeatureGroup, entity: Entity, *, until_us: int, after_us: int | None = None
+) -> Features:
     """The group's feature rows. A grid ends at `until_us`; rows after it belong to a cell that is not over yet.
 
     With `after_us` only rows of (after, until]: the same as those of a full run. Those of a grid come in order.
@@ -35,19 +49,23 @@ def feature_rows(
         rows = rows.where(~after(until_us))
     if not group.aggregates:
         chosen = rows if after_us is None else rows.where(after(after_us))
-        return _one_of_equals(_evaluated(chosen, group, keys), group, keys)
+        return Features(_one_of_equals(_evaluated(chosen, group, keys), group, keys))
+    kernel = None
     try:
         plan = plan_of(rows, group, keys)
         if after_us is not None and not plan.every and plan.longest is not None:
             rows = rows.where(after(after_us - plan.longest))
         if supports(rows, plan):  # gives its rows in order
-            aggregated = kernel_rows(rows, plan, until_us=until_us, after_us=after_us)
+            kernel = kernel_rows(rows, plan, until_us=until_us, after_us=after_us)
+            aggregated = kernel.rows()
         else:
             aggregated = group_rows(tiles_of(rows, plan), plan, until_us=until_us, after_us=after_us)
             aggregated = in_order(aggregated, keys) if group.every else aggregated
     except AnalysisException as error:
         raise _first_aggregate_fault(rows, group) or error from error
-    return _evaluated(aggregated, group, keys)
+    evaluated = _evaluated(aggregated, group, keys)
+    as_made = len(group.aggregates) == len(group.features) and evaluated.dtypes == aggregated.dtypes
+    return Features(evaluated, kernel if as_made else None)
 
 
 def reach(rows: DataFrame, group: FeatureGroup, entity: Entity, changed_us: int) -> int | None:

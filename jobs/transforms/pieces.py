@@ -20,6 +20,7 @@ from pyspark.sql.types import StructField, StructType
 
 from connectors.file_rows import FileRows, made_whole
 from connectors.file_store import DRAFT
+from connectors.table_files import with_bounds
 from feature_defs.model import EVENT_TIME
 from feature_defs.splits import SPLIT
 from jobs.transforms.arrays import in_tasks, told_by_tasks
@@ -156,4 +157,11 @@ def _any_null(columns: Sequence[pa.ChunkedArray]) -> int:
 
 def _write_parquet(rows: pa.Table, path: Path) -> None:
     with made_whole(path) as draft:  # a column whose values hardly repeat gives its dictionary up early
-        parquet.write_table(rows, draft, compression="snappy", dictionary_pagesize_limit=1 << 16, store_schema=False)
+        parquet.write_table(
+            rows,
+            draft,
+            compression="snappy",
+            dictionary_pagesize_limit=1 << 16,
+            write_statistics=with_bounds(rows.schema),
+            store_schema=False,
+        )

@@ -22,6 +22,7 @@ A partition holds its tiles once (8 bytes a state) and its entities (8 bytes a s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame
+from pyspark.sql.types import StructType
 
+from connectors.table_files import Begun, NewFile
 from feature_defs.model import CREATED_TIME, EVENT_TIME, HIDDEN, Aggregate
 from jobs.transforms.arrays import GREATEST, LEAST, Array, Partition, encoded
 from jobs.transforms.rows import all_quoted
@@ -147,8 +150,31 @@ def _kinds(rows: DataFrame, plan: TilePlan) -> dict[str, str]:
     return found
 
 
-def kernel_rows(rows: DataFrame, plan: TilePlan, *, until_us: int, after_us: int | None = None) -> DataFrame:
-    """The rows of `group_rows(tiles_of(rows, plan), plan, ...)`, of a plan that `supports` says yes to."""
+@dataclass(frozen=True)
+class KernelRows:
+    """The rows of `group_rows(tiles_of(rows, plan), plan, ...)`, which tasks make of slim rows."""
+
+    slim: DataFrame
+    kernel: Kernel
+    schema: StructType
+
+    def rows(self) -> DataFrame:
+        """For Spark to go on with."""
+        return self.slim.mapInArrow(partition_rows(self.kernel), self.schema)
+
+    def written(self, version: Begun) -> list[NewFile]:
+        """As files of a table, which the tasks write."""
+        rows_of = partition_rows(self.kernel)
+
+        def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for file in version.write(rows_of(batches)):
+                yield pa.record_batch({"told": [json.dumps(file.as_plain())]})
+
+        return [NewFile(**json.loads(row["told"])) for row in self.slim.mapInArrow(write, "told string").collect()]
+
+
+def kernel_rows(rows: DataFrame, plan: TilePlan, *, until_us: int, after_us: int | None = None) -> KernelRows:
+    """Of a plan that `supports` says yes to."""
     assert plan.every is not None
     schema = group_rows(tiles_of(rows, plan), plan, until_us=until_us, after_us=after_us).schema
     kinds = _kinds(rows, plan)
@@ -163,7 +189,7 @@ def kernel_rows(rows: DataFrame, plan: TilePlan, *, until_us: int, after_us: int
     cell = f"{time} + pmod(-{time}, {plan.every}L) AS {_CELL}"
     slim = rows.selectExpr(*all_quoted(plan.keys), cell, f"unix_micros({CREATED_TIME}) AS {_CREATED}", *values)
     slim = slim.where(f"{_CELL} <= {until_us}L").repartition(*all_quoted(plan.keys))
-    return slim.mapInArrow(partition_rows(kernel), schema)
+    return KernelRows(slim, kernel, schema)
 
 
 def kernel_of(
