@@ -20,6 +20,7 @@ from pyspark.sql.types import DateType, IntegralType, StringType, StructField, S
 
 from connectors.delta_log import Action, DeltaVersion
 from connectors.table_files import NewFile
+from feature_defs.durations import GREATEST_US, LEAST_US
 
 # What asks nothing of a commit that replaces all rows. A clustered table wants bounds of its columns: all files have.
 _FEATURES = {
@@ -36,7 +37,6 @@ _PREFIX = 32  # characters of a text that Delta keeps as its bound
 _LAST = "\U0010ffff"
 _MICROSECOND = datetime.timedelta(microseconds=1)
 _EPOCH = datetime.datetime(1970, 1, 1)  # noqa: DTZ001  # UTC, and written with a Z
-_LEAST_US, _GREATEST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # of the years that Python knows
 
 
 def knows_bounds(field: StructField) -> bool:
@@ -131,7 +131,7 @@ def _bounds(file: NewFile, schema: StructType, side: int) -> Iterator[tuple[str,
         if isinstance(kind, StringType):
             yield name, _cut(bounds[side], is_greatest=side == 1)
         elif isinstance(kind, (TimestampType, DateType)):
-            if not _LEAST_US <= bounds[0] <= bounds[1] <= _GREATEST_US:
+            if not LEAST_US <= bounds[0] <= bounds[1] <= GREATEST_US:
                 continue
             at = _EPOCH + bounds[side] * _MICROSECOND
             # cut to milliseconds, as Delta writes and reads them

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from feature_defs.errors import UsageError, listed, near_miss
 
+PATTERN = re.compile(r"[{}\[\]*?\\]")  # what Spark takes for a pattern in a path
 _LOGICAL = re.compile(r"lake://(?P<name>[A-Za-z][A-Za-z0-9_-]*)(?:/(?P<rest>.*))?")
 
 

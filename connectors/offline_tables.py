@@ -29,9 +29,9 @@ from connectors.delta_addresses import ALL, FEED, CatalogTable, DeltaAddress, Fo
 from connectors.delta_commit import STATS, has_checkpoint, knows_bounds, may_replace, replacing
 from connectors.delta_log import Action, DeltaVersion, commit_actions, commit_uri, delta_version
 from connectors.file_store import FileStore, check_writable, open_file_store
-from connectors.lakes import joined
+from connectors.lakes import PATTERN, joined
 from connectors.row_order import PART, ROWS_A_FILE
-from connectors.table_files import PATTERN, Begun, NewFile, begun, given_up, may_open
+from connectors.table_files import Begun, NewFile, begun, given_up, may_open
 from feature_defs.errors import DataError, LakeError, UsageError
 from feature_defs.expressions import quoted
 from feature_defs.model import EVENT_TIME, HIDDEN, REJECTED

@@ -23,9 +23,9 @@ from pyspark.sql.types import StructType
 from connectors.delta_addresses import Folder
 from connectors.delta_log import Action, commit_actions, delta_version
 from connectors.file_rows import FileRows, file_rows
-from connectors.lakes import joined
+from connectors.lakes import PATTERN, joined
 from connectors.offline_tables import WENT, DeltaOfflineTable, OfflineTable, ParquetOfflineTable, shown
-from connectors.table_files import PATTERN, may_open
+from connectors.table_files import may_open
 from connectors.table_stats import may_hold, micros
 from feature_defs.errors import DataError
 from feature_defs.model import EVENT_TIME, REJECTED

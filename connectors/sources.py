@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructType
 
 from connectors.file_store import FileStore, data_files, open_file_store
-from connectors.lakes import Lakes, joined
+from connectors.lakes import PATTERN, Lakes, joined
 from connectors.offline_tables import OfflineTable
 from connectors.source_changes import Added, State
 from connectors.spark_errors import data_errors
@@ -34,7 +34,6 @@ _READ_OPTIONS = {
     "csv": {"header": "true", "enforceSchema": "false", "columnNameOfCorruptRecord": UNREADABLE, "timeZone": "UTC"},
     "json": {"columnNameOfCorruptRecord": UNREADABLE, "timeZone": "UTC"},
 }
-_GLOB = re.compile(r"[*?\[\]{}]")
 _NOTHING_THERE = ("PATH_NOT_FOUND", "UNABLE_TO_INFER_SCHEMA", "DELTA_PATH_DOES_NOT_EXIST", "DELTA_TABLE_NOT_FOUND")
 
 
@@ -97,7 +96,7 @@ def _loaded(spark: SparkSession, source: Source, uri: str, state: State) -> Data
     elif source.format == "json":
         reader = reader.schema(_struct(source.schema or {}).add(UNREADABLE, StringType()))
     names = list(state["files"]) if state.get("kind") == "files" else []
-    if (len(names) == 1 and uri.endswith(f"/{names[0]}")) or any(map(_GLOB.search, names)):
+    if (len(names) == 1 and uri.endswith(f"/{names[0]}")) or any(map(PATTERN.search, names)):
         names = []  # the path is the file; or Spark would take names for patterns
     return reader.option("basePath", uri).load([joined(uri, name) for name in names]) if names else reader.load(uri)
 
@@ -164,8 +163,7 @@ def source_state(source: Source, lakes: Lakes, *, table: OfflineTable | None = N
         return {"kind": "unknown"}
     if source.format == "delta":
         return _delta_state(files, uri)
-    is_pattern = re.search(r"[*?\[{]", source.path)  # Spark reads what matches it
-    return {"kind": "unknown"} if is_pattern else _files_state(files, uri)
+    return {"kind": "unknown"} if PATTERN.search(source.path) else _files_state(files, uri)
 
 
 def _delta_state(files: FileStore, uri: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ A version that is begun and not finished is files that nobody names; maintenance
 from __future__ import annotations
 
 import os
-import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -29,7 +28,6 @@ from connectors.lakes import joined
 from connectors.row_order import PART, ROWS_A_FILE
 from feature_defs.errors import LakeError
 
-PATTERN = re.compile(r"[{}\[\]*?\\]")  # what Spark takes for a pattern in a path
 Bounds = Mapping[str, tuple[Any, Any]]
 
 

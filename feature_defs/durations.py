@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 MOST_DAYS = 1_000 * 366  # the microseconds of more would not fit what Spark counts in
+# Instants that Python knows: of the years 1 and 9999.
+LEAST_US, GREATEST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
 UNITS = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000, "w": 604_800_000_000}
 
 

@@ -47,7 +47,6 @@ from jobs.transforms.features import changed_rows, feature_rows, features_of, gr
 from jobs.transforms.rows import after, all_quoted, prepared
 
 MOST_GRID_POINTS = 1_000_000  # a century of hours; one stray row of the year 1 must not become millions of rows
-_LEAST_US, _GREATEST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # of the years 1 and 9999
 AS_ASKED = "as asked"
 FULL, ADDED, BACKFILL, NOTHING = "full", "added", "backfill", "nothing new"
 
@@ -362,7 +361,7 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
     kept = job.table.read_all(version)
     note = {**job.said(ADDED, complete), "runs": _runs_with_quarantine(job)}
     if before.begin_us is not None and (needed is None or needed <= before.begin_us):
-        span = Span(max(first - 1, before.begin_us), max(until, job.now) if group.every else _GREATEST_US)
+        span = Span(max(first - 1, before.begin_us), max(until, job.now) if group.every else durations.GREATEST_US)
         cleaned = job.clean(_good(job.rows()[0]))
         changed, on = _of_span(job, cleaned, span, until), _row_columns(job)
         commit = _span_commit(job, span, note, version)
@@ -468,7 +467,7 @@ def _backfilled(job: _Job, asked: Backfill) -> ComputedGroup:
         version, before, anew, done = parts[-1].version, complete, False, span.until_us
     written = together(parts, job.rules, version=version or 0)
     if told.bad or _may_quarantine(job):
-        made = _of_span(job, cleaned, _all_of(before), limit if job.group.every else _GREATEST_US)
+        made = _of_span(job, cleaned, _all_of(before), limit if job.group.every else durations.GREATEST_US)
         features = checked(without_past(made, before.null_until if before else None), job.rules)
         quarantine(job.place, job.group, told.bad + written.rejected, {SOURCE: rows, FEATURE: features}, note)
     keep_results(job.place, job.group, written, note, now_us=job.now)
@@ -508,7 +507,7 @@ def _all_of(complete: _Complete | None) -> Span:
     """All that a table holds."""
     begin = complete.begin_us if complete else None
     end = complete.short_us if complete else None
-    return Span(_LEAST_US if begin is None else begin, _GREATEST_US if end is None else end)
+    return Span(durations.LEAST_US if begin is None else begin, durations.GREATEST_US if end is None else end)
 
 
 def _span_commit(job: _Job, span: Span, note: Mapping[str, Any], version: int | None) -> Callable[[DataFrame], int]:
