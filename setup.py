@@ -47,6 +47,7 @@ EXTRAS = {
     ],
     "test": [
         "pytest",
+        "pytest-timeout",  # a test that hangs is told by its name
         "pytest-xdist",  # two workers: one driver keeps one core busy
         "hypothesis",  # rules of time and the codec are held against plain loops
         "chispa",  # compares DataFrames and shows the rows that differ

@@ -6,6 +6,7 @@ Nothing here starts Spark or Redis before a test asks for it.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
     from tests.emulator import Emulator
     from tests.hdfs_daemons import Hdfs
 
+# Of every JVM of the tests, also those of drivers in processes of their own: tables of a few rows are not worth
+# compiling twice or collecting in parallel. And compiled code has room: a worker's session filled the usual 48 MiB in
+# ten minutes, then threw code away to compile it again, and took twice as long for everything.
+QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=240m"
+os.environ.setdefault("SPARK_SUBMIT_OPTS", QUICK)
 SPARK_CONF = {
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.memory": "1g",
-    # Tables of a few rows: code that is compiled best and collected in parallel took a third more CPU time.
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
     "spark.log.level": "OFF",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",

@@ -21,11 +21,11 @@ from typing import Any
 
 import pyspark
 
+from tests.conftest import QUICK
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent
 SPARK_HOME = Path(pyspark.__file__).parent
-QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # a JVM that lives for a minute is not worth compiling twice
 
 
 @dataclass(frozen=True)

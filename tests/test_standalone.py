@@ -25,8 +25,8 @@ from feature_defs.errors import EXIT_DONE
 from feature_defs.model import EVENT_TIME, HIDDEN
 from jobs.command_line import VERBS, main
 from jobs.session import _NOT_WITH_THEM, DELTA_JARS
+from tests.conftest import QUICK
 from tests.standalone import (
-    QUICK,
     Application,
     Standalone,
     kill_a_busy_worker,
