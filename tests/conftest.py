@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from tests.hdfs_daemons import Hdfs
 
 # Of every JVM of the tests, also those of drivers in processes of their own: tables of a few rows are not worth
-# compiling twice or collecting in parallel. And compiled code has room: a worker's session filled the usual 48 MiB in
-# ten minutes, then threw code away to compile it again, and took twice as long for everything.
+# compiling twice or collecting in parallel. And compiled code has room: a worker's session filled the usual 48 MiB
+# early in a run, then threw code away to compile it again, and tests behind that took up to twice as long.
 QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=240m"
 os.environ.setdefault("SPARK_SUBMIT_OPTS", QUICK)
 SPARK_CONF = {
