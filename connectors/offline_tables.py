@@ -159,7 +159,7 @@ def _takes(spark: SparkSession, values: Mapping[str, str]) -> bool:
 
 
 def writing(spark: SparkSession, *, table: bool = False) -> AbstractContextManager[None]:
-    """While Parquet files are written; those of a table in parts that a reader can skip."""
+    """While rows are planned and written to Parquet files; those of a table in parts that a reader can skip."""
     return session_conf(spark, _PARQUET | _PLANNED | (_TABLE if table else {}), may_refuse=True)
 
 

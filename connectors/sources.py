@@ -163,7 +163,8 @@ def source_state(source: Source, lakes: Lakes, *, table: OfflineTable | None = N
         return {"kind": "unknown"}
     if source.format == "delta":
         return _delta_state(files, uri)
-    return {"kind": "unknown"} if PATTERN.search(source.path) else _files_state(files, uri)
+    matches_several = re.search(r"[*?\[{]", source.path)  # less than PATTERN: a `]` alone names one path
+    return {"kind": "unknown"} if matches_several else _files_state(files, uri)
 
 
 def _delta_state(files: FileStore, uri: str) -> dict[str, Any]:

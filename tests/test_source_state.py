@@ -101,3 +101,10 @@ def test_a_group_is_the_version_of_its_table_and_the_run_that_wrote_it(
     version = kept.replace(table("a\n1", "a bigint"), {"run": "one"})
     found = source_state(raw("delta"), place.lakes, table=kept)
     assert found == {"kind": "group", "table_version": version, "run": "one"}
+
+
+def test_a_bracket_that_closes_nothing_makes_no_pattern_of_a_path(place: Place, table: Table) -> None:
+    """What comes later is added, not computed anew; of a pattern nobody can tell."""
+    put(place, table("a\n1", "a bigint"), "lake://raw/a]b")
+    kinds = {path: state(place, raw("parquet", f"lake://raw/{path}"))["kind"] for path in ("a]b", "a*", "{a,b}", "[a]")}
+    assert kinds == {"a]b": "files", "a*": "unknown", "{a,b}": "unknown", "[a]": "unknown"}
