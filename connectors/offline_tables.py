@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -37,6 +38,9 @@ from feature_defs.expressions import quoted
 from feature_defs.model import EVENT_TIME, HIDDEN, REJECTED
 
 Note = Mapping[str, Any]
+_ONE_SETTING = threading.Lock()
+# of each session: what a setting was before, and what those who hold it now made it
+_SETTINGS: WeakKeyDictionary[SparkSession, dict[str, tuple[str | None, list[str]]]] = WeakKeyDictionary()
 _ONE_MERGE = threading.Lock()  # what a merge says of its commit is the session's, and threads may share that
 MAINTAINED = "maintained"  # in the note of a version that maintenance made of the one before
 WENT = HIDDEN + "went"  # whether a changed row is one that went
@@ -138,17 +142,34 @@ def others_than(rows: DataFrame, replaced_by: DataFrame, on: Sequence[str]) -> D
 @contextmanager
 def session_conf(spark: SparkSession, values: Mapping[str, str], *, may_refuse: bool = False) -> Iterator[None]:
     """Settings of the session for a while. Serverless compute refuses to tell and to change most."""
-    before: dict[str, str | None] = {}
-    for name, value in values.items():
-        with suppress(Exception) if may_refuse else nullcontext():
-            known = spark.conf.get(name, None)
-            spark.conf.set(name, value)
-            before[name] = known
+    held: dict[str, str] = {}
     try:
+        for name, value in values.items():
+            with suppress(Exception) if may_refuse else nullcontext():
+                _hold(spark, name, value)
+                held[name] = value
         yield
     finally:
-        for name, known in before.items():
-            spark.conf.unset(name) if known is None else spark.conf.set(name, known)
+        for name, value in held.items():
+            _release(spark, name, value)
+
+
+def _hold(spark: SparkSession, name: str, value: str) -> None:
+    with _ONE_SETTING:
+        found = spark.conf.get(name, None)
+        spark.conf.set(name, value)
+        _SETTINGS.setdefault(spark, {}).setdefault(name, (found, []))[1].append(value)
+
+
+def _release(spark: SparkSession, name: str, value: str) -> None:
+    """Gives back what another thread still holds, and behind the last of them what the first one found."""
+    with _ONE_SETTING:
+        found, values = _SETTINGS[spark][name]
+        values.remove(value)
+        if not values:
+            del _SETTINGS[spark][name]
+        left = values[-1] if values else found
+        spark.conf.unset(name) if left is None else spark.conf.set(name, left)
 
 
 def _takes(spark: SparkSession, values: Mapping[str, str]) -> bool:

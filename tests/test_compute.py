@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from pyspark.sql import DataFrame, DataFrameWriter
+from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
 
 from connectors.file_store import local_path
-from connectors.offline_tables import open_table
+from connectors.offline_tables import open_table, session_conf
 from feature_defs import Aggregate, Entity, Expectation, Feature, FeatureGroup, Service, Source
 from feature_defs.errors import DataError, LakeError, UsageError
 from feature_defs.model import Definition
@@ -711,12 +712,12 @@ def test_unknown_table_format_is_refused(place: Place) -> None:
         open_table(place.spark, place.lakes.uri("lake://features/x"), "orc")
 
 
-def test_rows_are_planned_without_inferred_filters_and_the_setting_is_given_back(
+def test_rows_are_planned_without_inferred_filters(
     place: Place, table: Table, raw: DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They took a wide group's increment five times as long as all else."""
     setting, seen, conf = "spark.sql.constraintPropagation.enabled", [], place.spark.conf
-    before, real = conf.get(setting), DataFrameWriter.save
+    real = DataFrameWriter.save
 
     def save(writer: DataFrameWriter, *arguments: Any, **options: Any) -> None:
         seen.append(conf.get(setting))
@@ -727,4 +728,26 @@ def test_rows_are_planned_without_inferred_filters_and_the_setting_is_given_back
     computed(place)
     assert seen
     assert set(seen) == {"false"}
-    assert conf.get(setting) == before == "true"
+    assert conf.get(setting) == "true"
+
+
+@pytest.mark.parametrize("before", [None, "before", "two"])
+def test_threads_that_set_a_setting_at_once_leave_what_the_first_one_found(
+    spark: SparkSession, before: str | None
+) -> None:
+    name, conf = "spark.tidemark.test", spark.conf
+    if before:
+        conf.set(name, before)
+    one, two = (session_conf(spark, {name: value}) for value in ("one", "two"))
+    with suppress(RuntimeError), one:
+        assert conf.get(name) == "one"
+        two.__enter__()
+        assert conf.get(name) == "two"
+        raise RuntimeError
+    assert conf.get(name) == "two"
+    two.__exit__(None, None, None)
+    assert conf.get(name, None) == before
+    with pytest.raises(Exception, match="CANNOT_MODIFY"), session_conf(spark, {name: "x", "spark.sql.extensions": "y"}):
+        pass
+    assert conf.get(name, None) == before
+    conf.unset(name)
