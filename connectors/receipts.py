@@ -1,7 +1,7 @@
 """Receipts: what each verified load of a group brought online, kept in the lake beside the group's table.
 
     OFFLINE/GROUP/vN_online/RUN.json     created exclusively, once the load was verified
-    PREFIX:_loaded in the store          group:version -> the run of its last verified load, written after the receipt
+    PREFIX:_loaded in the store          group:version -> the run of its last verified load: connectors/watermarks.py
 
 The receipt that a store names is that store's watermark: from its table version the next load goes on. A store that
 was emptied names none, one that was set back names an older run; each is caught up from what it really holds.
@@ -14,27 +14,43 @@ from dataclasses import asdict, dataclass
 
 from connectors.file_store import open_file_store
 from connectors.lakes import joined
+from feature_defs import durations
 from feature_defs.errors import LakeError
 
 FORMAT = 1
 
 
-@dataclass(frozen=True)
-class Receipt:
-    """One load. The counts add up: `entities` = written + kept_newer + expired + removed + absent.
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a load sends.
 
     `definition` is the number of the group's definition, `table_run` the run that wrote the table's version, `now_us`
-    the time that "latest" meant, `sampled` how many values were read back, `checksum` the sum of their CRC-32s, `codec`
-    the version of the codec that packed them.
+    the time that "latest" meant, `codec` the version of the codec that packed it. `seen_us` is the latest such time of
+    this load and those before it: the store may hold values up to it.
     """
 
     run: str
-    group: str
-    version: int
     definition: int
     table_version: int
     table_run: str | None
     now_us: int
+    seen_us: int = durations.LEAST_US
+    codec: int = 1  # what receipts that do not say so were written by
+
+    @property
+    def until_us(self) -> int:
+        return max(self.now_us, self.seen_us)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt(Load):
+    """One that was verified. The counts add up: `entities` = written + kept_newer + expired + removed + absent.
+
+    `sampled` is how many values were read back, `checksum` the sum of their CRC-32s.
+    """
+
+    group: str
+    version: int
     how: str
     why: str
     entities: int
@@ -47,7 +63,6 @@ class Receipt:
     sampled: int
     checksum: int
     seconds: float
-    codec: int = 1  # what receipts that do not say so were written by
 
 
 def write_receipt(folder: str, receipt: Receipt) -> None:

@@ -13,10 +13,10 @@ A key expires when the last of its groups would: its expiry is only ever raised,
 Redis counts by its own clock and in milliseconds; readers check the ttl exactly, by the packed event_time. So a key
 lives a second longer than its last value, and a value that is past its ttl by the server's clock is not stored.
 
-What it needs of a restricted Redis user: EVALSHA, SCRIPT LOAD, EXISTS, HGET, HSET, HSETNX, HMGET, HDEL, PTTL,
-PEXPIREAT, PERSIST, TIME, PING, on the keys of its prefix, and MULTI, EXEC and INFO, without which it is slower. In a
-Redis Cluster also ASKING, COMMAND and CLUSTER SLOTS. An audit of all entities asks INFO, SCAN and HEXISTS, too; a
-forecast INFO and, where it may, CONFIG GET; generations EVAL, HINCRBY, HGETALL, HKEYS, SCAN, INFO and UNLINK.
+What it needs of a restricted Redis user: EVALSHA, EVAL, SCRIPT LOAD, EXISTS, HGET, HGETALL, HSET, HSETNX, HEXISTS,
+HMGET, HDEL, PTTL, PEXPIREAT, PERSIST, TIME, PING, on the keys of its prefix, and MULTI, EXEC and INFO, without which it
+is slower. In a Redis Cluster also ASKING, COMMAND and CLUSTER SLOTS. An audit of all entities also asks INFO and SCAN,
+a forecast INFO and, where it may, CONFIG GET; generations ask HINCRBY, HKEYS, SCAN, INFO and UNLINK.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ for i = 1, #KEYS do
     bytes = bytes + #value
   else
     local stored = call('HGET', key, field)
-    local later, newer = false, false -- later than the value, of the same definition; kept from being replaced
+    local newer = false -- kept from being replaced
+    local outlives = false -- and would stay for readers behind a value that is past its ttl
     if stored then
       if #stored <= HEADER_SIZE then
         return redis.error_reply('FOREIGN the field holds a value that is not packed')
@@ -127,19 +128,20 @@ for i = 1, #KEYS do
       local definition, low, high = unpacked('<I4I4i4', value, HEADER_SIZE - 11)
       local stored_definition, stored_low, stored_high = unpacked('<I4I4i4', stored, HEADER_SIZE - 11)
       if stored_definition == definition then
-        later = stored_high > high or (stored_high == high and stored_low > low)
-        newer = later
-        if later and has_limits then
+        outlives = stored_high > high or (stored_high == high and stored_low > low)
+        newer = outlives
+        if newer and has_limits then
           low, high = unpacked('<I4i4', limits, 8 * i - 7)
           newer = stored_high > high or (stored_high == high and stored_low > low)
         end
       else
         newer = stored_definition > definition
+        outlives = true
       end
     end
     if newer then
       kept = kept + 1
-    elseif removal or (past and later) then
+    elseif removal or (past and outlives) then
       if stored then
         call('HDEL', key, field)
         removed = removed + 1
@@ -354,22 +356,6 @@ class RedisOnlineStore:
             while window := list(islice(calls, DELETES_IN_FLIGHT)):
                 deleted += sum(self._replies(window))
         return deleted
-
-    def last_load(self, field: bytes) -> str | None:
-        """The run that last loaded a field completely; None where none did, or the store has lost it."""
-        reply = self.run("HGET", self._loaded, field)
-        return reply.decode() if reply else None
-
-    def set_last_load(self, field: bytes, run: str) -> None:
-        self.run("HSET", self._loaded, field, run)
-
-    def loaded_fields(self) -> list[bytes]:
-        """The fields that were ever loaded completely."""
-        return sorted(self.run("HKEYS", self._loaded))
-
-    @property
-    def _loaded(self) -> str:
-        return f"{self.address.key_prefix}:_loaded"
 
     def _replies(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The reply of each command, in one round trip to each server."""

@@ -158,6 +158,6 @@ def _since(plain: Mapping[str, Any], before: Snapshot | None, number: int) -> di
 
 
 def _meaning(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What decides a group's values and how they are packed."""
+    """What decides a group's values, how they are packed, and under which keys."""
     features = [(feature["name"], data_types.parse(feature["type"]).spark) for feature in group["features"]]
-    return group["fingerprint"], group["version"], features
+    return group["fingerprint"], group["version"], group["entity"], features

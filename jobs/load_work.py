@@ -1,6 +1,6 @@
 """What a load has to bring online: all entities, those that changed since the store's last load, or none.
 
-    the receipt that the store names  +  the table now  ->  Work(how, why, ...)  ->  loaded
+    earlier loads whose values the store may hold  +  the table now  ->  Work(how, why, ...)  ->  loaded
 
 Rows are (keys, event_time, features, limit): a stored value up to `limit` may be replaced by an older one, and an
 entity without an event_time is removed. So corrected and deleted rows arrive as surely as new ones.
@@ -11,9 +11,9 @@ They are found in the table's files where that can be done (file_load.py), else 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import pyarrow as pa
@@ -22,12 +22,14 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from connectors.codec import CODEC_VERSION
-from connectors.offline_tables import OfflineTable, Span
+from connectors.offline_tables import OfflineTable, Span, others_than
 from connectors.plain_files import PlainChanges, PlainFiles, plain_changes, plain_files
 from connectors.readable import any_version, what_is_gone
-from connectors.receipts import Receipt
+from connectors.receipts import Load
 from connectors.table_stats import table_bytes
+from feature_defs import durations
 from feature_defs.join_plan import GroupJoin
+from feature_defs.model import EVENT_TIME
 from jobs.file_load import LatestOfFiles, columns_of, latest_of_files, load_files, touched_in
 from jobs.online_load import LoadCounts, load_rows
 from jobs.transforms.as_of import latest_rows
@@ -107,6 +109,19 @@ class _Rows:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """The loads whose values a store may hold; `unknown` says that it may hold others, too."""
+
+    loads: tuple[Load, ...] = ()
+    unknown: str = ""
+
+    @property
+    def until_us(self) -> int:
+        """The latest time of their values."""
+        return max((load.until_us for load in self.loads), default=durations.LEAST_US)
+
+
+@dataclass(frozen=True)
 class Loading:
     """One group to load: its table at a version, the number of its definition, and the time that "latest" means."""
 
@@ -116,29 +131,29 @@ class Loading:
     definition: int
     now_us: int
 
-    def work(self, receipt: Receipt | None, *, full: bool, keep: Keep) -> Work:
-        if receipt is None:
-            return self._all(keep)
-        why = self._why_all(receipt, full=full)
+    def work(self, earlier: Earlier, *, full: bool, keep: Keep) -> Work:
+        if not earlier.loads:
+            return self._all(earlier.unknown or FIRST_LOAD, keep)
+        why = self._why_all(earlier, full=full)
         if not why:
-            found = self._since(receipt, keep)
+            found = self._since(earlier.loads, keep)
             if found is not None:
                 return found
-            why = f"the changes since version {receipt.table_version} are gone"
-        return self._all_since(receipt, why, keep)
+            why = f"the changes since version {min(load.table_version for load in earlier.loads)} are gone"
+        return self._all_since(earlier.loads, why, keep)
 
     @cached_property
     def _rows(self) -> _Rows:
         return _Rows(self.table, self.version, plain_files(self.table, self.version))
 
-    def _all(self, keep: Keep) -> Work:
+    def _all(self, why: str, keep: Keep) -> Work:
         def by_spark() -> Work:
             latest, entities = self._latest(keep, with_limits=False)
-            return Work(FULL, FIRST_LOAD, without_limits(latest), entities)
+            return Work(FULL, why, without_limits(latest), entities)
 
         files = self._rows.files
         found = latest_of_files(files, self.group, now_us=self.now_us) if files else None
-        return by_spark() if found is None else Work(FULL, FIRST_LOAD, files=found, by_spark=by_spark)
+        return by_spark() if found is None else Work(FULL, why, files=found, by_spark=by_spark)
 
     def _latest(self, keep: Keep, *, with_limits: bool) -> tuple[DataFrame, int]:
         rows = self._rows
@@ -149,73 +164,78 @@ class Loading:
             rows.after, self.group, keep, now_us=self.now_us, recent_us=recent_us, one_each=with_limits
         )
 
-    def _why_all(self, receipt: Receipt, *, full: bool) -> str:
+    def _why_all(self, earlier: Earlier, *, full: bool) -> str:
+        if earlier.unknown:
+            return earlier.unknown
         if full:
             return "as asked"
-        if receipt.codec != CODEC_VERSION:
+        if any(load.codec != CODEC_VERSION for load in earlier.loads):
             return "packed anew"
-        return "" if receipt.definition == self.definition else "defined anew"
+        return "" if all(load.definition == self.definition for load in earlier.loads) else "defined anew"
 
-    def _since(self, receipt: Receipt, keep: Keep) -> Work | None:
+    def _since(self, loads: Sequence[Load], keep: Keep) -> Work | None:
         """The entities whose latest row may have changed; None when the table does not tell which."""
-        if not self._is_same_table(receipt):
+        if not all(map(self._is_of_table, loads)):
             return None
-        rows = self._rows
+        rows, since = self._rows, _since(loads, self.now_us)
         try:
             with any_version(self.table.spark):
-                changed = self._changed_files(receipt, rows.files) if rows.files else None
+                changed = self._changed_files(since, rows.files) if rows.files else None
                 if changed is not None:
-                    return self._of_files(receipt, changed, rows, keep)
+                    return self._of_files(since, changed, rows, keep)
                 changes = None
-                if receipt.table_version < self.version:
-                    changes = self.table.changes(receipt.table_version, self.version)
+                if since.version < self.version:
+                    changes = self.table.changes(since.version, self.version)
                     if changes is None:
                         return None
-                visible = rows.after(None).where(self._coming(receipt).condition)
-                return self._of(touched(changes, visible, self.group.keys, now_us=self.now_us), rows, keep)
+                visible = rows.after(None).where(since.coming.condition)
+                found = touched(changes, visible, self.group.keys, now_us=self.now_us, seen_us=since.seen_us)
+                return self._of(found, rows, keep)
         except Exception as error:
             if not _NO_CHANGES.search(str(error)):
                 raise
             return None
 
-    def _coming(self, receipt: Receipt) -> Span:
-        """The times that were in the future at the last load."""
-        return Span(receipt.now_us, max(self.now_us, receipt.now_us))
-
-    def _changed_files(self, receipt: Receipt, files: PlainFiles) -> PlainChanges | None:
-        if receipt.table_version < self.version:
-            return plain_changes(self.table, files, receipt.table_version, self.version)
+    def _changed_files(self, since: _Since, files: PlainFiles) -> PlainChanges | None:
+        if since.version < self.version:
+            return plain_changes(self.table, files, since.version, self.version)
         nothing = replace(files, files=())
         return PlainChanges(nothing, nothing)
 
-    def _of_files(self, receipt: Receipt, changed: PlainChanges, rows: _Rows, keep: Keep) -> Work:
+    def _of_files(self, since: _Since, changed: PlainChanges, rows: _Rows, keep: Keep) -> Work:
         assert rows.files is not None
-        span = self._coming(receipt)
-        coming = rows.files.between(span.after_us, span.until_us).without(changed.came)
+        coming = rows.files.between(since.coming.after_us, since.coming.until_us).without(changed.came)
         if not changed.bytes and not coming.files:
             return Work(NOTHING, "")
         if changed.bytes + coming.bytes > _LITTLE:
-            return self._of(self._touched(changed, coming, span, in_one_task=False), rows, keep)
+            return self._of(self._touched(since, changed, coming, in_one_task=False), rows, keep)
         came, went, coming_rows = (columns_of(files, self.group) for files in (changed.came, changed.went, coming))
         if came is None or went is None or coming_rows is None:
-            return self._of_few(changed, coming, span, rows)
-        entities = touched_in(came, went, coming_rows, self.group.keys, span=span, now_us=self.now_us)
+            return self._of_few(since, changed, coming, rows)
+        entities = touched_in(
+            (came, Span(durations.LEAST_US, self.now_us)),
+            (went, Span(durations.LEAST_US, since.seen_us)),
+            (coming_rows, since.coming),
+            self.group.keys,
+        )
         if not len(entities):
             return Work(NOTHING, "")
         near = rows.files if (first_us := _all_after(entities)) is None else rows.files.after(first_us - 1)
         found = latest_of_files(near, self.group, now_us=self.now_us, touched=entities.drop_columns([FIRST]))
         if found is None:
-            return self._of_few(changed, coming, span, rows)
-        return Work(CHANGED, "", files=found, by_spark=lambda: self._of_few(changed, coming, span, rows))
+            return self._of_few(since, changed, coming, rows)
+        return Work(CHANGED, "", files=found, by_spark=lambda: self._of_few(since, changed, coming, rows))
 
-    def _touched(self, changed: PlainChanges, coming: PlainFiles, span: Span, *, in_one_task: bool) -> DataFrame:
-        visible = coming.rows().where(span.condition) if coming.files else None
+    def _touched(self, since: _Since, changed: PlainChanges, coming: PlainFiles, *, in_one_task: bool) -> DataFrame:
+        visible = coming.rows().where(since.coming.condition) if coming.files else None
         changes = changed.rows() if changed.bytes else None
-        return touched(changes, visible, self.group.keys, now_us=self.now_us, in_one_task=in_one_task)
+        return touched(
+            changes, visible, self.group.keys, now_us=self.now_us, seen_us=since.seen_us, in_one_task=in_one_task
+        )
 
-    def _of_few(self, changed: PlainChanges, coming: PlainFiles, span: Span, rows: _Rows) -> Work:
+    def _of_few(self, since: _Since, changed: PlainChanges, coming: PlainFiles, rows: _Rows) -> Work:
         """Few changes are told to the driver: a step that keeps them would take longer than all others."""
-        found = self._touched(changed, coming, span, in_one_task=True)
+        found = self._touched(since, changed, coming, in_one_task=True)
         entities = found.toArrow()
         if not len(entities):
             return Work(NOTHING, "")
@@ -244,23 +264,56 @@ class Loading:
         )
         return Work(CHANGED, "", found, counts["entities"])
 
-    def _is_same_table(self, receipt: Receipt) -> bool:
-        """Not one that was removed and made anew at its place."""
-        there = receipt.table_version <= self.version
-        return there and self.table.note(receipt.table_version).get("run") == receipt.table_run
+    def _is_of_table(self, load: Load) -> bool:
+        """Whether it was of this table, not of one that was removed and made anew at its place."""
+        there = load.table_version <= self.version
+        return there and self.table.note(load.table_version).get("run") == load.table_run
 
-    def _all_since(self, receipt: Receipt, why: str, keep: Keep) -> Work:
-        """Everything, with what the table held at the last load: entities that are no more, values that are no more."""
+    def _all_since(self, loads: Sequence[Load], why: str, keep: Keep) -> Work:
+        """Everything, with what the table held at the earlier loads: entities that are no more, values that are no
+        more."""
         latest, entities = self._latest(keep, with_limits=True)
-        spark = latest.sparkSession
-        if not self._is_same_table(receipt) or what_is_gone(spark, self.table, receipt.table_version):
+        spark, held = latest.sparkSession, dict[int, int]()
+        for load in loads:
+            held[load.table_version] = max(load.until_us, held.get(load.table_version, load.until_us))
+        there = {load.table_version for load in loads if self._is_of_table(load)}
+        there = {version for version in there if not what_is_gone(spark, self.table, version)}
+        if there != held.keys():
             why += "; the rows of the last load are not there any more: what went since stays online until its ttl"
+        if not there:
             return Work(FULL, why, without_limits(latest), entities)
-        seen_us = min(receipt.now_us, self.now_us)  # what only a later time would show did not go
         with any_version(spark):  # kept at once: Spark Connect looks at the version only when it is read
-            old = newest_times(self.table.read(receipt.table_version), list(self.group.keys), now_us=seen_us)
-            before, _ = keep(old, [F.count(F.lit(1)).alias("entities")])
+            old = [self._held(version, held[version]) for version in sorted(there)]
+            newest = reduce(DataFrame.unionByName, old).groupBy(*self.group.keys).agg(F.max(LIMIT).alias(LIMIT))
+            before, _ = keep(newest, [F.count(F.lit(1)).alias("entities")])
         return Work(FULL, why, with_all_limits(latest, before, list(self.group.keys)), entities)
+
+    def _held(self, version: int, until_us: int) -> DataFrame:
+        """(keys, limit) of the entities of which a version may have brought values of times up to this one."""
+        keys, rows = list(self.group.keys), self.table.read(version)
+        seen = newest_times(rows, keys, now_us=min(until_us, self.now_us))
+        if until_us <= self.now_us:
+            return seen
+        # of times that have not come again only what went: the store is not taken back
+        later = rows.where(Span(self.now_us, until_us).condition)
+        went = others_than(later, self._rows.after(self.now_us), [*keys, EVENT_TIME])
+        return seen.unionByName(newest_times(went, keys, now_us=until_us))
+
+
+@dataclass(frozen=True)
+class _Since:
+    """Where a load goes on: changes since a version of the table, rows whose time has come, and up to which time rows
+    that went may be online."""
+
+    version: int
+    coming: Span
+    seen_us: int
+
+
+def _since(loads: Sequence[Load], now_us: int) -> _Since:
+    then_us = min(load.now_us for load in loads)
+    seen_us = max(now_us, *(load.until_us for load in loads))
+    return _Since(min(load.table_version for load in loads), Span(then_us, max(now_us, then_us)), seen_us)
 
 
 def _all_after(entities: pa.Table) -> int | None:

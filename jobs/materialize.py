@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from connectors import codec
+from connectors import codec, watermarks
 from connectors.generations import begin, generations, remove_unread, switch
 from connectors.lakes import joined
-from connectors.receipts import Receipt, read_receipt, write_receipt
+from connectors.receipts import Load, Receipt, read_receipt, write_receipt
 from connectors.redis_online import RedisOnlineStore, open_redis
 from connectors.registry import Snapshot
 from connectors.spark_errors import data_errors
@@ -30,13 +30,15 @@ from feature_defs.model import FeatureGroup
 from jobs import arguments
 from jobs.forecast import ForecastReport, estimated, forecast
 from jobs.joining import keeping
-from jobs.load_work import FIRST_LOAD, NOTHING, Loading, loaded
+from jobs.load_work import FIRST_LOAD, NOTHING, Earlier, Loading, loaded
 from jobs.online_address import at_store, in_generation, online_address, store_names
 from jobs.online_load import partition_load, writers_for
 from jobs.place import LOAD_WORK, Place, new_run, now_us, online_folder, online_groups
 from jobs.report import counted, step, table
 from jobs.settings import MAIN_STORE
 from jobs.verify import audited
+
+BESIDE = "another load wrote beside it: the next one goes on from before both"
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,7 @@ def _load_generation(place: Place, name: str, run: _Run, found: _Found, now: dat
         problem = f"generation {number} is not what the offline tables hold ({faults}); it is not read"
         raise OnlineStoreError(str(address), problem, hint="run it again; it begins another one")
     with open_redis(before) as store:
-        there = store.loaded_fields()
+        there = watermarks.loaded_fields(store)
     with open_redis(address) as store:
         switch(store, number, keeps_before=bool(there))
     fields = {codec.field_name(group.name, group.version) for group in run.groups}
@@ -263,48 +265,52 @@ def _load_store(place: Place, name: str, run: _Run, found: _Found) -> None:
 
 
 def _load(place: Place, name: str, run: _Run, group: FeatureGroup) -> LoadedGroup:
-    """Load, verify, then write the receipt, then let the store name it: a run that ends before repeats what it did."""
+    """Note the load, load, verify, write the receipt, then let the store name it: a run that ends before is repaired by
+    the next one."""
     started = time.monotonic()
     snapshot, address = run.snapshot, online_address(place)
     source, version = place.computed(snapshot, group)
     definition, stored_in = snapshot.since[group.name], codec.field_name(group.name, group.version)
     folder = online_folder(place, group)
-    of_store = run.name if name == MAIN_STORE else f"{run.name}-{name}"
+    own = Load(
+        run=run.name if name == MAIN_STORE else f"{run.name}-{name}",
+        definition=definition,
+        table_version=version,
+        table_run=source.note(version).get("run"),
+        now_us=run.now_us,
+        codec=codec.CODEC_VERSION,
+    )
     with open_redis(address) as store:
-        receipt = _last_receipt(store, place, group)
+        found = watermarks.begin(store, stored_in, own)
+    earlier = _earlier(found, folder)
     wanted = group_join(group, snapshot.definitions, group.features)
-    with keeping(joined(folder, LOAD_WORK + of_store)) as keep:
-        work = Loading(source, version, wanted, definition, run.now_us).work(receipt, full=run.full, keep=keep)
+    with keeping(joined(folder, LOAD_WORK + own.run)) as keep:
+        work = Loading(source, version, wanted, definition, run.now_us).work(earlier, full=run.full, keep=keep)
         entity = snapshot.definitions.entity_of(group)
         writers = None if run.rate is None else writers_for(run.rate)
         share = None if run.rate is None or writers is None else run.rate / writers
         load = partition_load(group, entity, address, definition=definition, now_us=run.now_us, rate=share)
         counts = loaded(work, load, f"FeatureGroup '{group.name}'", spark=place.spark, writers=writers)
-    plain = asdict(counts)
-    plain.pop("mismatched")
+    told = asdict(counts)
+    told.pop("mismatched")
     done = Receipt(
-        run=of_store,
+        **{**asdict(own), "seen_us": max(own.until_us, earlier.until_us)},
         group=group.name,
         version=group.version,
-        definition=definition,
-        table_version=version,
-        table_run=source.note(version).get("run"),
-        now_us=run.now_us,
         how=work.how,
         why=work.why,
         seconds=round(time.monotonic() - started, 3),
-        codec=codec.CODEC_VERSION,
-        **plain,
+        **told,
     )
     write_receipt(folder, done)
     with open_redis(address) as store:
-        store.set_last_load(stored_in, of_store)
+        alone = watermarks.end(store, stored_in, done, found)
     return LoadedGroup(
         store=name,
         group=group.name,
         version=group.version,
         how=work.how,
-        why=work.why,
+        why=work.why if alone else "; ".join(filter(None, (work.why, BESIDE))),
         table_version=version,
         rows=counts.entities,
         written=counts.written,
@@ -315,6 +321,14 @@ def _load(place: Place, name: str, run: _Run, group: FeatureGroup) -> LoadedGrou
         sampled=counts.sampled,
         seconds=done.seconds,
     )
+
+
+def _earlier(found: watermarks.Found, folder: str) -> Earlier:
+    last = read_receipt(folder, found.last) if found.last else None
+    unknown = ""
+    if found.last and last is None:
+        unknown = f"this lake has no receipt of the last load, {found.last}: what went since stays online until its ttl"
+    return Earlier((*([last] if last else []), *found.since.values()), unknown)
 
 
 def dry_run(
@@ -352,7 +366,7 @@ def _last_rate(place: Place, groups: Sequence[FeatureGroup]) -> float | None:
 
 
 def _last_receipt(store: RedisOnlineStore, place: Place, group: FeatureGroup) -> Receipt | None:
-    last = store.last_load(codec.field_name(group.name, group.version))
+    last = watermarks.last_load(store, codec.field_name(group.name, group.version))
     return read_receipt(online_folder(place, group), last) if last else None
 
 

@@ -185,26 +185,29 @@ class _Sample:
         self.taken += zip(names.take(chosen).to_pylist(), expected, times[::_SAMPLED].tolist(), strict=True)
 
     def compared(self, store: RedisOnlineStore) -> LoadCounts:
-        """A value is right when it is the one sent, or another writer's that is newer."""
+        """A value is right when it is the one sent, or another writer's that is newer; one past its ttl proves nothing:
+        it is not kept, or was not sent at all."""
         found = store.read([key for key, _, _ in self.taken], [self.sending.field])
         checksum = mismatched = 0
         for (_, expected, time_us), (stored,) in zip(self.taken, found, strict=True):
             if stored == expected:
                 checksum += zlib.crc32(stored or b"")
-            elif not (self._is_newer(stored, time_us) if stored else self._may_be_gone(expected)):
+            elif not (self._is_newer(stored, time_us) or self._is_past(expected)):
                 mismatched += 1
         return LoadCounts(sampled=len(self.taken), checksum=checksum, mismatched=mismatched)
 
-    def _is_newer(self, stored: bytes, time_us: int) -> bool:
+    def _is_newer(self, stored: bytes | None, time_us: int) -> bool:
+        if stored is None:
+            return False
         definition = codec.definition_of(stored)
         newer = codec.event_time_of(stored) > time_us
         return definition > self.sending.definition or (definition == self.sending.definition and newer)
 
-    def _may_be_gone(self, expected: bytes | None) -> bool:
-        """Past its ttl, by the clock or by the time of the load, a value is not kept."""
+    def _is_past(self, expected: bytes | None) -> bool:
+        """Whether a value is past its ttl, by the clock or by the time of the load."""
         ttl_us = self.sending.ttl_us
         if expected is None or ttl_us is None:
-            return expected is None
+            return False
         clock = max(self.sending.now_us, time.time_ns() // 1000 + _SECOND_US)
         return codec.event_time_of(expected) + ttl_us < clock
 

@@ -16,6 +16,7 @@ from connectors import embedded_redis
 from connectors.generations import begin, generations, pointer_key, prefix_of, remove_unread, roll_back, switch
 from connectors.online_answer import PRESENT, Answer
 from connectors.redis_online import RedisAddress, open_redis
+from connectors.watermarks import loaded_fields
 from feature_defs import Entity, Feature, FeatureGroup, Service, Source
 from feature_defs.errors import OnlineStoreError, UsageError
 from jobs.compute import compute
@@ -149,7 +150,7 @@ def test_the_listed_commands_are_enough_for_generations(moving: Shop) -> None:
     try:
         with open_redis(replace(moving.address, username="switcher", password="hunter2")) as store:
             remove_unread(store)
-            store.loaded_fields()
+            loaded_fields(store)
             switch(store, begin(store), keeps_before=True)
             put_generation(moving.server, 9)
             assert remove_unread(store) == 4
@@ -275,7 +276,7 @@ def test_a_generation_is_read_when_all_of_it_is_loaded_and_the_one_before_can_be
     computed(stores, "c1 | 2026-01-01 | 1\nc2 | 2026-01-01 | 1", table)
     load(stores, stores=["online"])
     with open_redis(online_address(stores)) as store:
-        store.set_last_load(b"totals:0", "of an older version")
+        store.run("HSET", "tm:_loaded", "totals:0", "of an older version")
     client = Store(stores).online_client("churn")
     assert client.get({"customer_id": "c1"}, now=NOW).one()["amount"] == 1
     computed(stores, "c1 | 2026-01-02 | 2\nc2 | 2026-01-02 | 2", table)

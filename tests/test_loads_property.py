@@ -23,7 +23,7 @@ import pytest
 import redis
 from pyspark.sql import DataFrame
 
-from connectors import codec
+from connectors import codec, watermarks
 from connectors.file_store import local_path
 from connectors.offline_tables import OfflineTable, Span
 from connectors.redis_online import open_redis
@@ -347,7 +347,7 @@ def test_newer_value_of_another_writer_outlives_a_removal(online_place: Place) -
 CHILD = """
 import dataclasses, os, signal, sys, time
 from pathlib import Path
-from connectors.redis_online import RedisOnlineStore
+from connectors import watermarks
 from jobs import file_load
 from jobs.materialize import materialize
 from jobs.place import Place, time_of
@@ -356,7 +356,7 @@ from tests.conftest import settings_in
 
 stage, folder, now_us = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 if stage == "receipt, not yet named by the store":
-    RedisOnlineStore.set_last_load = lambda *args, **more: os.killpg(0, signal.SIGKILL)
+    watermarks.end = lambda *args, **more: os.killpg(0, signal.SIGKILL)
 online = OnlineSettings(kind="embedded", folder=str(folder / "redis"))
 place = Place(dataclasses.replace(settings_in(folder), online=online))
 if stage == "in the middle":
@@ -396,4 +396,4 @@ def test_kill_of_the_driver_loses_nothing_and_the_next_load_catches_up(
 
 def last_load(lab: Lab) -> str | None:
     with open_redis(online_address(lab.place)) as store:
-        return store.last_load(codec.field_name(lab.group.name, lab.group.version))
+        return watermarks.last_load(store, codec.field_name(lab.group.name, lab.group.version))

@@ -39,8 +39,9 @@ source = Source("rows", path="lake://raw/rows", format="parquet", event_time="ev
 
 
 def a_group(**options: Any) -> FeatureGroup:
-    kept = {"features": [Feature("amount", "bigint")], "online": True, "offline": "parquet", **options}
-    return FeatureGroup("spend", entity=customer, source=source, **kept)
+    features = [Feature("amount", "bigint")]
+    kept = {"entity": customer, "source": source, "features": features, "online": True, "offline": "parquet", **options}
+    return FeatureGroup("spend", **kept)
 
 
 def at(time: datetime.datetime) -> str:
@@ -209,6 +210,47 @@ def test_value_past_its_ttl_is_not_loaded_and_not_served(online_place: Place, ta
         (PRESENT, 1), (PRESENT, 1), (EXPIRED, None),
     ]  # fmt: skip
     assert got(online_place, "c2") == (MISSING, None)
+
+
+def test_value_past_its_ttl_takes_away_what_an_older_definition_left(online_place: Place) -> None:
+    """Under the old definition the entity had a row within its ttl, under the new one it has none."""
+    rows = [("c1", NOW - DAY, 100, "test"), ("c1", NOW - 60 * DAY, 5, "real"), ("c2", NOW - 60 * DAY, 5, "real")]
+    frame = online_place.spark.createDataFrame(
+        rows, "customer_id string, event_time timestamp, amount bigint, kind string"
+    )
+    loaded(online_place, frame, a_group(ttl="30d"))
+    assert got(online_place, "c1") == (PRESENT, 100)
+    real = dataclasses.replace(source, filter="kind <> 'test'")
+    register(online_place, customer, real, a_group(ttl="30d", source=real))
+    compute(online_place, now=NOW)
+    report = materialize(online_place, now=NOW).groups[0]
+    assert (report.why, report.removed, report.expired) == ("defined anew", 1, 1)
+    assert got(online_place, "c1") == (MISSING, None)
+
+
+def test_late_row_past_its_ttl_fails_no_load_where_an_older_value_is_still_there(online_place: Place) -> None:
+    """Its key lives on for another group. What was not sent is not looked for."""
+    kinds, spend = "customer_id string, event_time timestamp, amount bigint", a_group(ttl="1h")
+    forever = dataclasses.replace(a_group(), name="forever")
+    for late in ([], [("c1", NOW + HOUR / 2, 2)]):
+        put(online_place, online_place.spark.createDataFrame([("c1", NOW, 1), *late], kinds), "lake://raw/rows")
+        register(online_place, customer, source, spend, forever)
+        now = NOW + 3 * HOUR if late else NOW
+        compute(online_place, now=now)
+        report = materialize(online_place, ["spend"] if late else [], now=now)
+    assert (report.groups[0].how, report.groups[0].expired) == ("changed", 1)
+    assert materialize(online_place, ["spend"], now=now, full=True).groups[0].expired == 1
+
+
+def test_group_of_an_entity_that_is_renamed_is_loaded_under_its_new_keys(online_place: Place) -> None:
+    frame = online_place.spark.createDataFrame(
+        [("c1", NOW, 7)], "customer_id string, event_time timestamp, amount bigint"
+    )
+    loaded(online_place, frame, a_group())
+    client = Entity("client", keys=customer.keys)
+    register(online_place, client, source, a_group(entity=client))
+    assert materialize(online_place, now=NOW).groups[0].why == "defined anew"
+    assert got(online_place, "c1") == (PRESENT, 7)
 
 
 def test_group_that_skips_nulls_serves_what_a_training_set_holds(online_place: Place, table: Table) -> None:

@@ -23,9 +23,10 @@ import pyarrow as pa
 import pytest
 import redis
 
-from connectors import redis_online
+from connectors import redis_online, watermarks
 from connectors.codec import CodecError, ValueSchema, decode, encode, event_time_of
 from connectors.online_store import OnlineStore, WriteCounts
+from connectors.receipts import Load
 from connectors.redis_online import (
     BYTES_PER_CALL,
     ENTITIES_PER_CALL,
@@ -198,6 +199,22 @@ def test_a_value_past_its_ttl_is_counted_and_not_written(store: OnlineStore) -> 
     counts = put(store, b"a", NOW - 10 * SECOND - 1, 2, ttl=10 * SECOND)
     assert counts == WriteCounts(expired=1)
     assert got(store, b"a") == (NOW - 20 * SECOND, 1)
+
+
+def test_a_value_past_its_ttl_takes_away_what_it_would_have_replaced(store: OnlineStore) -> None:
+    """A newer value of its definition up to the limit, any value of an older definition."""
+    put(store, b"a", NOW, 1)
+    put(store, b"b", NOW, 1)
+    for key, definition in ((b"a", 1), (b"b", 2)):
+        counts = store.write(
+            pa.array([key]),
+            packed((NOW - 20 * SECOND, 2), definition=definition),
+            field=FIELD,
+            ttl_us=10 * SECOND,
+            now_us=NOW,
+            limits=pa.array([NOW]),
+        )
+        assert (counts, got(store, key)) == (WriteCounts(removed=1), None)
 
 
 def test_a_value_exactly_as_old_as_its_ttl_is_not_expired(store: OnlineStore) -> None:
@@ -507,7 +524,8 @@ def test_a_user_without_permission_is_told_so(address: RedisAddress, server: red
 def test_the_listed_commands_are_enough_for_a_restricted_user(address: RedisAddress, server: redis.Redis) -> None:
     """The list in the module's docstring, which operators copy."""
     listed = (
-        "multi exec evalsha script|load exists hget hset hsetnx hmget hdel pttl pexpireat persist time ping".split()
+        "multi exec evalsha eval script|load exists hget hgetall hset hsetnx hexists hmget hdel "
+        "pttl pexpireat persist time ping".split()
     )
     server.acl_setuser(
         "loader", enabled=True, passwords=["+hunter2"], keys=["tm:*"], commands=[f"+{name}" for name in listed]
@@ -520,6 +538,9 @@ def test_the_listed_commands_are_enough_for_a_restricted_user(address: RedisAddr
             put(store, b"tm:a", NOW + 2)
             assert got(store, b"tm:a") == (NOW + 2, 1)
             assert store.delete([b"tm:a"], [FIELD]) == 1
+            load = Load(run="one", definition=1, table_version=1, table_run="a", now_us=NOW)
+            assert watermarks.end(store, FIELD, load, watermarks.begin(store, FIELD, load))
+            assert watermarks.last_load(store, FIELD) == "one"
     finally:
         server.acl_deluser("loader")
 

@@ -36,16 +36,23 @@ RowsAfter = Callable[[int | None], DataFrame]
 
 
 def touched(
-    changes: DataFrame | None, visible: DataFrame | None, keys: Sequence[str], *, now_us: int, in_one_task: bool = False
+    changes: DataFrame | None,
+    visible: DataFrame | None,
+    keys: Sequence[str],
+    *,
+    now_us: int,
+    seen_us: int,
+    in_one_task: bool = False,
 ) -> DataFrame:
     """(keys, first, limit) of the entities whose latest row may have changed.
 
-    `first` is the newest time of a row that came, `limit` that of one that went: a stored value up to it may be
-    replaced by an older one, or removed. Null where no row did.
+    `first` is the newest time of a row that came, up to `now_us`, `limit` that of one that went, up to `seen_us`: a
+    stored value up to it may be replaced by an older one, or removed. Null where no row did.
     """
     parts = [] if visible is None else [visible.select(*keys, EVENT_TIME, F.lit(False).alias(WENT))]
     parts += [] if changes is None else [changes.select(*keys, EVENT_TIME, WENT)]
-    rows = reduce(DataFrame.unionByName, parts).where(_not_after(now_us))
+    in_time = F.when(F.col(WENT), _not_after(seen_us)).otherwise(_not_after(now_us))
+    rows = reduce(DataFrame.unionByName, parts).where(in_time)
     rows = rows.coalesce(1) if in_one_task else rows
     time = F.unix_micros(EVENT_TIME)
     came, went = (F.max(F.when(F.col(WENT) == F.lit(gone), time)) for gone in (False, True))

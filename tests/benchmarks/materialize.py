@@ -51,7 +51,7 @@ from feature_defs.data_types import parse  # noqa: E402
 from feature_defs.join_plan import group_join  # noqa: E402
 from jobs.compute import compute  # noqa: E402
 from jobs.joining import keeping  # noqa: E402
-from jobs.load_work import Loading, loaded  # noqa: E402
+from jobs.load_work import Earlier, Loading, loaded  # noqa: E402
 from jobs.materialize import materialize  # noqa: E402
 from jobs.online_load import partition_load  # noqa: E402
 from jobs.place import Place, time_of  # noqa: E402
@@ -164,7 +164,7 @@ def through_tasks(table: OfflineTable, address: RedisAddress, entities: int) -> 
     version = table.version()
     assert version is not None
     with keeping(f"{table.uri}_work") as keep:
-        work = Loading(table, version, WANTED, DEFINITION, NOW_US).work(None, full=False, keep=keep)
+        work = Loading(table, version, WANTED, DEFINITION, NOW_US).work(Earlier(), full=False, keep=keep)
         counts = loaded(work, load, "Benchmark", spark=table.spark)
     assert counts.written == counts.entities == entities, counts
 
