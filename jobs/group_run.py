@@ -9,7 +9,7 @@ killed, or run twice at once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from feature_defs import durations
 from feature_defs.errors import DataError, UsageError
 from feature_defs.expressions import may_change_by_itself
 from feature_defs.fitting import reads_other_rows
-from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED, Entity, FeatureGroup, Source
+from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED, Aggregate, Entity, FeatureGroup, Source
 from feature_defs.rules import Rule, Unique
 from jobs.fitting import Cleaned, clean, refuse_when_nothing_is_left, waits_for_fit
 from jobs.inputs import applied_function, source_rows, state_of
@@ -36,6 +36,7 @@ from jobs.quality import (
     keep_results,
     quarantine,
     quarantine_in_force,
+    stops_told,
     together,
     write_by_tasks,
     write_checked,
@@ -92,11 +93,20 @@ def _whole(place: Place, snapshot: Snapshot, group: FeatureGroup) -> str:
         return "its transform may read any row"
     if reads_other_rows(group):
         return "its cleaning reads an entity's earlier rows"
+    if any(map(may_change_by_itself, _conditions(snapshot, group))):
+        return "which rows count depends on the clock"
     if any(isinstance(rule, Unique) and rule.severity != "warn" for rule in group.rules):
         return "a rule of uniqueness reads all rows"
     if waits_for_fit(place, snapshot, group):
         return "what it fits is not fitted yet"
     return ""
+
+
+def _conditions(snapshot: Snapshot, group: FeatureGroup) -> Iterator[str]:
+    """What says which rows of the source count."""
+    aggregates = [feature.expression for feature in group.aggregates]
+    filters = [snapshot.definitions.source_of(group).filter]
+    return filter(None, [*filters, *(one.where for one in aggregates if isinstance(one, Aggregate))])
 
 
 # doing it
@@ -330,8 +340,8 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
     until, last = job.now, None
     late = before.pending or (told.oldest is not None and told.oldest <= before.newest_us)
     if edge is not None:
-        late = told.oldest is not None and told.oldest <= edge
-    waiting = before.pending or before.short_us is not None or may_change_by_itself(job.source.filter or "true")
+        late = (told.oldest is not None and told.oldest <= edge) or (told.future > 0 and job.now < edge)
+    waiting = before.pending or before.short_us is not None
     if edge is not None and waiting:  # else nothing but the new files is left
         fresh = _good(job.rows()[0]).where(after(edge))
         passed, last = fresh.agg(F.max(F.when(time <= job.now, time)), F.max(time)).collect()[0]
@@ -354,8 +364,8 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
         backfill=None,
     )
     first = (before.newest_us if edge is None else edge) + 1
-    if late and told.oldest is not None:
-        first = told.oldest
+    if late:
+        first = told.oldest if told.oldest is not None else min(first, job.now + 1)
     cleaned = job.clean(good)
     needed = reach(cleaned.rows, cleaned.group, job.entity, first)
     kept = job.table.read_all(version)
@@ -363,7 +373,7 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
     if before.begin_us is not None and (needed is None or needed <= before.begin_us):
         span = Span(max(first - 1, before.begin_us), max(until, job.now) if group.every else durations.GREATEST_US)
         cleaned = job.clean(_good(job.rows()[0]))
-        changed, on = _of_span(job, cleaned, span, until), _row_columns(job)
+        changed, on = _of_span(job, cleaned, span, until if group.every else span.until_us), _row_columns(job)
         commit = _span_commit(job, span, note, version)
     else:
         changed, on = changed_rows(
@@ -385,7 +395,8 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
     features = checked(without_past(changed, before.null_until), job.rules)
     if told.bad or _may_quarantine(job):
         # before the table: it counts only when the table's note names this run, and then nothing of it can be lost
-        _add_to_quarantine(job, {SOURCE: rows, FEATURE: features}, kept, on, note)
+        with stops_told(job.place, group, note, now_us=job.now):
+            _add_to_quarantine(job, {SOURCE: rows, FEATURE: features}, kept, on, note)
     written = job.write(features, note, commit)
     keep_results(job.place, group, written, note, now_us=job.now)
     return job.computed(work, written, told=told, extra=extra, cleaned=cleaned)
@@ -455,7 +466,15 @@ def _backfilled(job: _Job, asked: Backfill) -> ComputedGroup:
     done = asked.start_us
     if before is not None and before.backfill and not ended(job.place, job.group, known["run"]):
         done = before.backfill["done"] if asked.as_plain().items() <= before.backfill.items() else done
-    note, parts = known, []
+    note, parts = known, list[Written]()
+    if done < asked.end_us and (told.bad or _may_quarantine(job)):
+        # before the table, as when rows are added; each chunk's note names this run
+        complete = _complete_after(job, asked, Span(done, asked.end_us), before, whole)
+        note = {**job.said(BACKFILL, complete), "runs": [] if anew else _runs_with_quarantine(job)}
+        made = _of_span(job, cleaned, _all_of(complete), limit if job.group.every else durations.GREATEST_US)
+        features = checked(without_past(made, complete.null_until), job.rules)
+        with stops_told(job.place, job.group, note, now_us=job.now):
+            quarantine(job.place, job.group, 1, {SOURCE: rows, FEATURE: features}, note)
     while done < asked.end_us:
         span = Span(done, min(done + asked.chunk_us, asked.end_us))
         complete = _complete_after(job, asked, span, before, whole)
@@ -466,10 +485,6 @@ def _backfilled(job: _Job, asked: Backfill) -> ComputedGroup:
             parts.append(job.write(features, note, _span_commit(job, span, note, None if anew else version)))
         version, before, anew, done = parts[-1].version, complete, False, span.until_us
     written = together(parts, job.rules, version=version or 0)
-    if told.bad or _may_quarantine(job):
-        made = _of_span(job, cleaned, _all_of(before), limit if job.group.every else durations.GREATEST_US)
-        features = checked(without_past(made, before.null_until if before else None), job.rules)
-        quarantine(job.place, job.group, told.bad + written.rejected, {SOURCE: rows, FEATURE: features}, note)
     keep_results(job.place, job.group, written, note, now_us=job.now)
     return job.computed(Work(BACKFILL), written, told=told, extra=extra, cleaned=cleaned)
 

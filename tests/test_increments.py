@@ -228,6 +228,83 @@ def test_backfill_of_a_span_repairs_it_and_leaves_the_rest(place: Place, table: 
     assert computed(place).how == "nothing new"
 
 
+EVENT_GROUPS = [
+    {"features": [Feature("n", "bigint", Aggregate("count"))]},
+    {"features": [Feature("n", "double", "amount")]},
+]
+OLD = "c1          | 10     | 2026-01-10 08:00:00 | 2026-01-10 09:00:00"
+AHEAD = "c1          | 30     | 2026-03-01 08:00:00 | 2026-01-10 09:00:00"
+HEAD = "customer_id | amount | at                  | seen"
+
+
+def day(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(f"{text}T00:00:00+00:00")
+
+
+@pytest.mark.parametrize("options", EVENT_GROUPS, ids=["whole life", "rows"])
+@pytest.mark.parametrize("end", ["2026-02-01", "2026-12-31"], ids=["up to now", "beyond now"])
+def test_rows_of_the_future_outlive_a_backfill_and_what_comes_behind_it(
+    place: Place, table: Table, options: dict[str, Any], end: str
+) -> None:
+    """Late rows from before the backfill's start, rows of a time that is still to come, and of now."""
+    group = in_force(place, "rows", offline="parquet", **options)
+    late = "c1          | 1      | 2026-01-02 08:00:00 | 2026-02-01 09:00:00"
+    soon = "c2          | 2      | 2026-03-02 08:00:00 | 2026-02-01 09:00:00"
+    now = "c1          | 3      | 2026-03-04 08:00:00 | 2026-03-04 09:00:00"
+    add(place, table("\n".join(["", HEAD, OLD, AHEAD, ""]), TYPES), "parquet")
+    computed(place, start=day("2026-01-05"), end=day(end), now=day("2026-02-01"))
+    for rows, at in (([soon], "2026-02-01"), ([late], "2026-02-01"), ([now], "2026-03-05")):
+        add(place, table("\n".join(["", HEAD, *rows, ""]), TYPES), "parquet")
+        computed(place, now=day(at))
+    grown = rows_of(place, group)
+    computed(place, full=True)
+    from_start = place.table(group).read().where("event_time > '2026-01-05'").toArrow().to_pylist()
+    assert grown == sorted(repr(tuple(row.values())) for row in from_start)
+    assert len(grown) == 4
+
+
+def test_filter_that_asks_the_clock_is_asked_again_of_all_rows(place: Place, table: Table) -> None:
+    source = Source("sales", path="lake://raw/sales", format="parquet", event_time="at", filter="seen <= now()")
+    register(place, customer, source, FeatureGroup("spend", entity=customer, source=source, **SHAPES["rows"]))
+    add(place, table(FIRST, TYPES), "parquet")
+    computed(place)
+    found = computed(place)
+    assert (found.how, found.why) == ("full", "which rows count depends on the clock")
+
+
+def test_backfill_that_ended_before_its_end_has_its_quarantine(
+    place: Place, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs import group_run
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    group = in_force(place, "rows")
+    add(place, table(FIRST, TYPES), "parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr(group_run, "keep_results", killed)
+        with pytest.raises(KeyboardInterrupt):
+            computed(place, start=START, end=END)
+    for how in ("nothing new", "added"):
+        assert computed(place).how == how
+        assert place.quarantine(group).read().count() == 1
+        add(place, table(THIRD, TYPES), "parquet")
+
+
+def test_stop_rule_that_added_rows_break_is_told_also_beside_rejected_ones(place: Place, table: Table) -> None:
+    rule = Expectation("positive", "amount > 0", severity="stop")
+    group = in_force(place, "rows", expectations=[rule])
+    add(place, table("\n".join(["", HEAD, OLD, ""]), TYPES), "parquet")
+    computed(place)
+    add(place, table(FIRST, TYPES), "parquet")
+    before = rows_of(place, group)
+    with pytest.raises(TidemarkError, match="expectation 'positive' of severity stop is broken"):
+        computed(place)
+    assert rows_of(place, group) == before
+    assert place.quarantine(group).version() is None
+
+
 def test_backfill_that_stopped_goes_on_where_it_was(
     place: Place, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
