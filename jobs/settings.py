@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qs, urlsplit
 
+from connectors.lakes import PATTERN
 from feature_defs.errors import UsageError, listed, near_miss
 
 if sys.version_info >= (3, 11):
@@ -335,10 +336,15 @@ def _located(settings: Settings, path: Path) -> Settings:
     for name, adls in settings.adls.items():
         _check_adls(adls, f"adls.{name}", subject)
     folder = path.parent
+    lakes = {name: _lake_uri(folder, base) for name, base in settings.lakes.items()}
+    for name, uri in lakes.items():
+        if found := PATTERN.search(uri):
+            problem = f"lakes.{name} is {uri}, and Spark takes '{found[0]}' in a path for a pattern"
+            raise UsageError(subject, problem, hint="give the lake a folder without any of { } [ ] * ? \\ in its path")
     return Settings(
         name=settings.name,
         definitions=str((folder / settings.definitions).resolve()),
-        lakes={name: _lake_uri(folder, base) for name, base in settings.lakes.items()},
+        lakes=lakes,
         registry=settings.registry,
         offline=settings.offline,
         offline_files=settings.offline_files,

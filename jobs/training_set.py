@@ -24,7 +24,7 @@ from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
 from connectors.file_store import FileStore, check_writable, local_path, open_file_store
-from connectors.lakes import joined
+from connectors.lakes import PATTERN, joined
 from connectors.manifests import Column, Manifest, counted_uri, to_plain, written
 from connectors.offline_tables import OfflineTable, delta_table, writing
 from connectors.pins import DATASET_MANIFEST, Pin, write_pin
@@ -328,6 +328,9 @@ class _Target:
         self.uri = place.lakes.uri(out)
         if not re.fullmatch(r"lake://[^/]+/+[^/].*", out):
             raise UsageError("Option --out", f"'{out}' is a whole lake", hint="name a folder in it: lake://NAME/path")
+        if found := PATTERN.search(out):
+            problem = f"'{out}': Spark takes '{found[0]}' in a path for a pattern"
+            raise UsageError("Option --out", problem, hint="write a path without any of { } [ ] * ? \\")
         self.files: FileStore = open_file_store(self.uri)
         self.delta = delta_table(self.spark, self.uri)
 

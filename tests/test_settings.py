@@ -129,6 +129,7 @@ def test_an_unknown_profile_is_answered_by_those_there_are(tmp_path: Path, monke
          "correct its value"),
         ('[spark]\n', '[spark]\njars = "no"\n', "key 'spark.jars' is str, expected true or false", "correct its value"),
         ('"lake/raw"', "5", "key 'lakes.raw' is int, expected text", "correct its value"),
+        ('"lake/raw"', '"lake/[raw]"', "lakes.raw is file://", "give the lake a folder without any of"),
         ('"spark.ui.enabled" = "false"', '"spark.ui.enabled" = false',
          "key 'spark.conf.spark.ui.enabled' is bool, expected text", "correct its value"),
         ('[lakes]\nraw = "lake/raw"\nfeatures = "hdfs://name:8020/features/"\n', 'lakes = "lake"\n',

@@ -323,6 +323,8 @@ def test_column_with_a_name_of_ours_and_a_whole_lake_are_refused(ready: Place, t
     for out in ("lake://work", "lake://work/"):
         with pytest.raises(UsageError, match=f"'{out}' is a whole lake\nHint: name a folder in it"):
             training_set(ready, "lake://raw/spine", service="churn", out=out)
+    with pytest.raises(UsageError, match=r"Spark takes '\[' in a path for a pattern"):
+        training_set(ready, "lake://raw/spine", service="churn", out="lake://work/set[1]")
 
 
 @pytest.mark.parametrize(
