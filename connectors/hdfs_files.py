@@ -79,13 +79,7 @@ class HdfsFileStore:
         return self._told("list", uri, listing)
 
     def read(self, uri: str) -> bytes:
-        path = parted(uri)[1]
-
-        def whole() -> bytes:
-            with self._client.read(path) as answer:
-                return bytes(answer.read())
-
-        return self._told("read", uri, whole)
+        return self._told("read", uri, lambda: self._content(parted(uri)[1]))
 
     def open(self, uri: str) -> BinaryIO:
         path = parted(uri)[1]
@@ -94,13 +88,23 @@ class HdfsFileStore:
             raise LakeError(f"Lake path '{uri}'", "cannot read it: is a folder", hint="name a file in it")
 
         def fetch(offset: int, length: int) -> bytes:
-            with self._client.read(path, offset=offset, length=length) as answer:
-                content = bytes(answer.read())
+            content = self._content(path, offset=offset, length=length)
             if len(content) < length:
-                raise ConnectionError(f"{len(content)} of {length} bytes came")
+                raise ConnectionAbortedError(f"{len(content)} of {length} bytes came")
             return content
 
         return ranged(status["length"], lambda offset, length: self._told("read", uri, lambda: fetch(offset, length)))
+
+    def _content(self, path: str, **part: int) -> bytes:
+        """The body of an answer, which the package hands out as urllib3's: errors within it are that one's."""
+        client = self._client
+        from urllib3.exceptions import HTTPError
+
+        with client.read(path, **part) as answer:
+            try:
+                return bytes(answer.read())
+            except HTTPError as error:
+                raise ConnectionAbortedError(type(error).__name__) from error
 
     def create(self, uri: str, content: bytes) -> None:
         self.upload(uri, io.BytesIO(content))
@@ -184,6 +188,9 @@ class HdfsFileStore:
             raise LakeError(subject, f"cannot {verb} it: {reason}", hint=hint) from error
         except FileExistsError:
             raise
+        except ConnectionAbortedError as error:  # of an answer's body
+            problem = f"cannot {verb} it: HDFS '{self.name}' breaks off its answers ({error})"
+            raise LakeError(subject, problem, hint=_HINT.format(name=self.name)) from error
         except OSError as error:  # of requests, too
             problem = f"cannot {verb} it: HDFS '{self.name}' does not answer ({type(error).__name__})"
             raise LakeError(subject, problem, hint=_HINT.format(name=self.name)) from error

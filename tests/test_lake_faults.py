@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import io
+import json
 import os
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from azure.storage.blob import AccountSasPermissions, ResourceTypes, generate_account_sas
 
 from connectors.adls_files import AdlsFileStore
+from connectors.copying import Copier
+from connectors.file_store import LocalFileStore
 from connectors.hdfs_files import HdfsFileStore
 from feature_defs.errors import LakeError
 from tests.emulator import ACCOUNT, KEY, Emulator
@@ -89,6 +93,78 @@ def test_a_name_node_that_starts_again_is_waited_for(hdfs: Hdfs, on_hdfs: Lake) 
     hdfs.start_name_node()
     on_hdfs.files.create(on_hdfs / "b", b"meanwhile")
     assert [on_hdfs.files.read(on_hdfs / name) for name in ("a", "b")] == [b"before", b"meanwhile"]
+
+
+CONTENT = bytes(range(100))
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """WebHDFS of a cluster with one file, of which the next answers break off after 40 bytes, or stall there."""
+
+    cuts = 0
+    may_end = threading.Event()  # while it is not set, the connection of an answer that is cut stays open
+
+    def do_GET(self) -> None:
+        if "op=OPEN" in self.path:
+            cut, _Answers.cuts = _Answers.cuts > 0, _Answers.cuts - 1
+            self._answer(CONTENT, CONTENT[:40] if cut else CONTENT)
+            if cut:
+                self.wfile.flush()
+                self.may_end.wait(60)
+        else:
+            status = json.dumps({"FileStatus": {"type": "FILE", "length": len(CONTENT)}}).encode()
+            self._answer(status, status)
+
+    def _answer(self, promised: bytes, sent: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(promised)))
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(sent)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def cutting(monkeypatch: pytest.MonkeyPatch) -> Iterator[HdfsFileStore]:
+    monkeypatch.setattr(_Answers, "cuts", 0)
+    _Answers.may_end.set()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield HdfsFileStore("cutting", (f"http://127.0.0.1:{server.server_port}",), seconds=20)
+        _Answers.may_end.set()
+        server.shutdown()
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(cutting: HdfsFileStore, tmp_path: Path) -> None:
+    _Answers.cuts = 2
+    assert cutting.read("hdfs://cutting/a") == CONTENT
+    _Answers.cuts = 2
+    with cutting.open("hdfs://cutting/a") as file:
+        assert file.read() == CONTENT
+    _Answers.cuts = 2
+    sent = Copier(cutting, LocalFileStore()).copy("hdfs://cutting/a", f"file://{tmp_path}/a")
+    assert (sent.bytes, (tmp_path / "a").read_bytes()) == (100, CONTENT)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_answers_that_always_break_off_are_a_lake_error(cutting: HdfsFileStore, tmp_path: Path, ends: bool) -> None:
+    """Whether the connection ends or nothing more comes of it."""
+    hurried = dataclasses.replace(cutting, seconds=0.3)
+    _Answers.cuts = 1000
+    if not ends:
+        _Answers.may_end.clear()
+    copier = Copier(hurried, LocalFileStore())
+    for action in (
+        lambda: hurried.read("hdfs://cutting/a"),
+        lambda: hurried.open("hdfs://cutting/a").read(),
+        lambda: copier.copy("hdfs://cutting/a", f"file://{tmp_path}/a"),
+    ):
+        with pytest.raises(LakeError, match="cannot read it: HDFS 'cutting' breaks off its answers") as raised:
+            action()
+        assert raised.value.hint == "check [hdfs.cutting] webhdfs, and that the NameNode and its DataNodes run"
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- ADLS ---
