@@ -18,6 +18,7 @@ import textwrap
 import tokenize
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def _value(expression: str | Aggregate | cleaning.Scaled | None, fit: Sequence[s
 
 # a transform is what its function says, and what that uses of the definition files
 
+_DEF = ast.FunctionDef | ast.ClassDef
+
 
 def transform_digest(transform: Callable[..., Any] | TransformReference | None) -> str | None:
     match transform:
@@ -107,7 +110,7 @@ def reference(transform: Callable[..., Any] | TransformReference | None) -> Tran
 
 @dataclass(frozen=True)
 class _File:
-    """A definition file: its lines without comments, and the statements that bind each name at its top level."""
+    """A definition file: its lines without comments, and the statements of its top level that decide each name."""
 
     tree: ast.Module
     lines: list[str]
@@ -117,19 +120,26 @@ class _File:
 def _pieces(transform: Callable[..., Any]) -> list[str]:
     """The function's text, then that of every top-level name it uses, directly or through others.
 
-    Names are looked up in the function's own file and, by way of relative imports, in the other definition files.
+    Names are looked up in the function's own file and, by way of relative imports, in the other definition files. What
+    changes a name in its file counts as what binds it does.
     """
     own = inspect.unwrap(transform)
     path = Path(inspect.getfile(own)).resolve()
     files = {path: _file(path)}
     node = _function_at(files[path], own.__code__.co_firstlineno)
-    pieces, seen, wanted = [_text(files[path], node)], {(path, own.__name__)}, _uses(path, node)
+    itself = (path, own.__name__)
+    pieces, wanted = [_text(files[path], node)], {itself, *_uses(path, node)}
+    seen: set[tuple[Path, str]] = set()
     while waiting := sorted(wanted - seen):
         seen.update(waiting)
         for where, name in waiting:
             file = files[where] if where in files else files.setdefault(where, _file(where))
             for statement in file.named.get(name, ()):
                 match statement:
+                    case _ if (where, name) == itself and name in _binds(statement):
+                        continue  # it is there already
+                    case ast.FunctionDef(name=other) | ast.ClassDef(name=other) if other != name:
+                        wanted.add((where, other))
                     case ast.ImportFrom(level=level) if level:
                         wanted |= _imported(where, statement, name)
                     case ast.Import() | ast.ImportFrom():
@@ -141,11 +151,18 @@ def _pieces(transform: Callable[..., Any]) -> list[str]:
 
 
 def _file(path: Path) -> _File:
-    text = path.read_text(encoding="utf-8")
+    return _parsed(path.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> _File:
     tree = ast.parse(text)
     named: dict[str, list[ast.stmt]] = {}
+    called = set().union(*(_changes(statement) for statement in tree.body if not isinstance(statement, _DEF)))
+    packages = set().union(*(_binds(statement) for statement in tree.body if _imports_package(statement)))
     for statement in tree.body:
-        for name in _binds(statement):
+        changed = _changes_outside(statement, called) if isinstance(statement, _DEF) else _changes(statement)
+        for name in _binds(statement) | (changed - packages):
             named.setdefault(name, []).append(statement)
     lines = text.split("\n")
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -168,7 +185,7 @@ def _first_line(node: Any) -> int:
 
 
 def _binds(statement: ast.stmt) -> set[str]:
-    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+    if isinstance(statement, _DEF):
         return {statement.name}
     found = set()
     for node in ast.walk(statement):
@@ -180,29 +197,90 @@ def _binds(statement: ast.stmt) -> set[str]:
     return found
 
 
+def _changes(node: ast.AST) -> set[str]:
+    """The names of which a piece of a file, as it runs, sets items or attributes, or which it calls for no result."""
+    found: set[str] = set()
+    match node:
+        case ast.Subscript(ctx=ast.Store() | ast.Del()) | ast.Attribute(ctx=ast.Store() | ast.Del()):
+            found = _base(node)
+        case ast.Expr(value=ast.Call() as call):
+            found = _base(call)
+        case _ if _is_idle(node):
+            return found
+    return found.union(*(_changes(inner) for inner in ast.iter_child_nodes(node) if not isinstance(inner, _DEF)))
+
+
+def _is_idle(node: ast.AST) -> bool:
+    """Whether it does nothing when definitions are loaded: `if TYPE_CHECKING:` and `if __name__ == "__main__":`."""
+    match node:
+        case ast.If(orelse=[], test=ast.Name(id=name) | ast.Attribute(attr=name) | ast.Compare(left=ast.Name(id=name))):
+            return name in ("TYPE_CHECKING", "__name__")
+    return False
+
+
+def _base(node: ast.expr) -> set[str]:
+    """`RATES` of `RATES["gold"].append(2)`."""
+    match node:
+        case ast.Name(id=name):
+            return {name}
+        case ast.Subscript(value=inner) | ast.Attribute(value=inner) | ast.Call(func=inner):
+            return _base(inner)
+    return set()
+
+
+def _changes_outside(function: ast.FunctionDef | ast.ClassDef, called: set[str]) -> set[str]:
+    """The names of its file that a function sets by `global`, and if the file calls it those that it changes."""
+    nodes = list(ast.walk(function))
+    found = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+    if function.name in called:
+        inside = {node.arg for node in nodes if isinstance(node, ast.arg)}
+        inside |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        found |= _changes(function) - inside
+    return found
+
+
+def _imports_package(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Import) or (isinstance(statement, ast.ImportFrom) and not statement.level)
+
+
 def _bound(alias: ast.alias) -> str:
     return (alias.asname or alias.name).split(".")[0]
 
 
 def _uses(path: Path, node: ast.AST) -> set[tuple[Path, str]]:
     """The names in a piece of a file; `*` stands for those that come from `from .other import *`."""
-    names = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
-    return {(path, name) for name in (*names, "*")}
+    found = {(path, "*")}
+    for inner in ast.walk(node):
+        match inner:
+            case ast.Name(id=name):
+                found.add((path, name))
+            case ast.ImportFrom(level=level, names=names) if level and not _is_idle(node):
+                found.update(*(_imported(path, inner, _bound(alias)) for alias in names))
+    return found
 
 
 def _imported(path: Path, statement: ast.ImportFrom, name: str) -> set[tuple[Path, str]]:
     """Where a relative import's name is bound: one name of a definition file, or all of the file."""
     folder = path.parents[statement.level - 1].joinpath(*(statement.module or "").split("."))
-    module = folder.with_name(f"{folder.name}.py")
+    module = _module(folder) if statement.module else folder / "__init__.py"
+    bound = _file(module).named if module.is_file() else {}
     found: set[tuple[Path, str]] = set()
     for alias in statement.names:
         if _bound(alias) != name:
             continue
-        if (part := folder / f"{alias.name}.py").is_file():
+        if (part := _module(folder / alias.name)).is_file():
             found |= {(part, inner) for inner in _file(part).named}
-        elif module.is_file() and statement.module:
-            found |= {(module, inner) for inner in (_file(module).named if name == "*" else [alias.name])}
-    return found
+        if name == "*":
+            found |= {(module, inner) for inner in bound}
+        elif alias.name in bound or not part.is_file():
+            found.add((module, alias.name if alias.name in bound else "*"))
+    return {(file, inner) for file, inner in found if file.is_file()}
+
+
+def _module(stem: Path) -> Path:
+    """`sub/__init__.py` or `sub.py`, as Python finds `sub`."""
+    package = stem / "__init__.py"
+    return package if package.is_file() else stem.with_name(f"{stem.name}.py")
 
 
 def _import_texts(statement: ast.Import | ast.ImportFrom, name: str) -> list[str]:

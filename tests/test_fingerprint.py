@@ -237,6 +237,98 @@ def test_comments_layout_and_what_a_transform_does_not_use_are_no_change(
     assert of_files(tmp_path / "a", FILES) == of_files(tmp_path / "b", changed)
 
 
+def of_transform(folder: Path, code: str, files: dict[str, str] | None = None) -> str:
+    """The fingerprint of a group whose transform is the function `clean` of this code."""
+    shop = edited(('ttl="90d"', 'ttl="90d", transform=clean'), ("customer = Entity(", f"{code}\ncustomer = Entity("))
+    return of_files(folder, {"shop.py": shop, **(files or {})})
+
+
+LEAST = "def least():\n    return 3\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "files"),
+    [
+        ("def clean(rows):\n    from .other import least\n    return rows.limit(least())", {"other.py": LEAST}),
+        ("def clean(rows):\n    from . import other\n    return rows.limit(other.least())", {"other.py": LEAST}),
+        (
+            "def most():\n    from .other import least as n\n    return n()\ndef clean(rows):\n    return most()",
+            {"other.py": LEAST},
+        ),
+        ("from .sub import least\ndef clean(rows):\n    return least()", {"sub/__init__.py": LEAST}),
+        ("from .sub import *\ndef clean(rows):\n    return least()", {"sub/__init__.py": LEAST}),
+        ("from . import sub\ndef clean(rows):\n    return sub.least()", {"sub/__init__.py": LEAST}),
+        (
+            "from .sub import least\ndef clean(rows):\n    return least()",
+            {"sub/__init__.py": "from .other import least\n", "sub/other.py": LEAST},
+        ),
+        (
+            "from .sub import least\ndef clean(rows):\n    return least()",
+            {"sub/__init__.py": "from .other import *\n", "sub/other.py": LEAST},
+        ),
+    ],
+)
+def test_an_import_is_followed_wherever_it_stands(tmp_path: Path, code: str, files: dict[str, str]) -> None:
+    """Inside a function, and into the `__init__.py` of a folder."""
+    changed = {name: text.replace("return 3", "return 4") for name, text in files.items()}
+    assert of_transform(tmp_path / "a", code, files) != of_transform(tmp_path / "b", code, changed)
+
+
+CHANGED_LATER = (
+    'RATES = {}\nRATES["gold"] = 2',
+    "RATES = {}\nRATES.update(gold=2)",
+    'RATES = {}\nRATES.setdefault("gold", []).append(2)',
+    "RATES = {}\nfor name in (2,):\n    RATES[name] = 1",
+    'RATES = {"gold": 2, 2: 2}\ndel RATES[2]',
+    "class RATES:\n    gold = 1\nRATES.gold = 2",
+    "def put():\n    global RATES\n    RATES = 2\nput()",
+    "RATES = 1\ndef put(value):\n    global RATES\n    RATES = value\nput(2)",
+    "RATES = {}\ndef put(name, rate):\n    RATES[name] = rate\nput('gold', 2)",
+    "RATES = {}\ndef put():\n    RATES.update(gold=2)\nput()",
+)
+
+
+@pytest.mark.parametrize("code", CHANGED_LATER)
+def test_what_changes_a_name_after_it_was_bound_counts_for_it(tmp_path: Path, code: str) -> None:
+    """Items, attributes, methods, and functions that do it or set a `global`."""
+    uses = "\ndef clean(rows):\n    return rows.scale(RATES)"
+    changed = code.replace("RATES[2]", "RATES['gold']") if "del" in code else code.replace("2", "3")
+    assert of_transform(tmp_path / "a", code + uses) != of_transform(tmp_path / "b", changed + uses)
+
+
+def test_an_attribute_of_the_transform_itself_counts(tmp_path: Path) -> None:
+    code = "def clean(rows):\n    return rows.limit(clean.most)\nclean.most = 2"
+    assert of_transform(tmp_path / "a", code) != of_transform(tmp_path / "b", code.replace("2", "3"))
+
+
+def test_changes_of_other_names_and_of_packages_do_not_count(tmp_path: Path) -> None:
+    code = "import sys\nRATES = {}\nOTHERS = {}\ndef clean(rows):\n    return rows.scale(RATES, sys.path)\n"
+    others = (
+        "OTHERS['gold'] = 2",
+        "OTHERS.update(RATES)",
+        "FOUND = RATES.get('gold')",
+        "def put(RATES):\n    RATES['gold'] = 2\nput(OTHERS)",
+        "def put():\n    RATES = {}\n    RATES['gold'] = 2\nput()",
+        "def put():\n    RATES['gold'] = 2",
+        "def put():\n    from .other import least",
+        "sys.path.extend(())",
+        "if __name__ == '__main__':\n    RATES.update(gold=2)\n    clean(None).show()",
+        "if OTHERS:\n    def put():\n        RATES['gold'] = 2",
+    )
+    found = {of_transform(tmp_path / str(n), code + more, {"other.py": LEAST}) for n, more in enumerate(("", *others))}
+    assert len(found) == 1
+
+
+def test_what_is_imported_for_annotations_does_not_count(tmp_path: Path) -> None:
+    code = (
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .other import least\n"
+        "def clean(rows):\n    found: least = rows\n    return found"
+    )
+    texts = (LEAST, LEAST.replace("3", "4"))
+    found = {of_transform(tmp_path / str(n), code, {"other.py": text}) for n, text in enumerate(texts)}
+    assert len(found) == 1
+
+
 def test_names_imported_with_a_star_are_followed(tmp_path: Path) -> None:
     starred = edited(
         ("import least, names as columns", "import *"), ("select(columns)", "select(names)"), text=TRANSFORM
