@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from feature_defs import cleaning, cleaning_checks, data_types, durations, expressions, inputs
 from feature_defs.aggregates import AGGREGATES, AggregateFunction
 from feature_defs.errors import Fault, listed, near_miss
-from feature_defs.fingerprint import transform_digest
+from feature_defs.fingerprint import is_as_written, transform_digest
 from feature_defs.model import (
     CREATED_TIME,
     EVENT_TIME,
@@ -267,7 +267,7 @@ def _transform(transform: object) -> Found:
     if transform is None or isinstance(transform, TransformReference):
         return
     own = inspect.unwrap(transform) if callable(transform) else None
-    if not inspect.isfunction(own):
+    if not callable(transform) or not inspect.isfunction(own):
         yield "transform is not a function", "give a function that takes a DataFrame and returns one"
     elif own.__name__ == "<lambda>":
         yield "transform is a lambda", "write it as a function with def, so that a change of it is seen"
@@ -280,8 +280,15 @@ def _transform(transform: object) -> Found:
     else:
         try:
             transform_digest(own)
+            as_written = is_as_written(transform)
         except (OSError, TypeError, SyntaxError):
             yield f"the text of transform '{own.__name__}' cannot be read", "write it with def in a definition file"
+            return
+        if not as_written:
+            yield (
+                f"transform '{own.__name__}' is wrapped by more than the decorators above its def",
+                "wrap it by a decorator there, at the top level of the file, so that a change of the wrapping is seen",
+            )
 
 
 def _key_names(group: FeatureGroup, definitions: Definitions) -> tuple[str, ...] | None:

@@ -108,6 +108,17 @@ def reference(transform: Callable[..., Any] | TransformReference | None) -> Tran
     return TransformReference(Path(inspect.getfile(own)).name, own.__qualname__, transform_digest(transform) or "")
 
 
+def is_as_written(transform: Callable[..., Any]) -> bool:
+    """Whether nothing wraps the function but the decorators above its def, which its text has."""
+    own = inspect.unwrap(transform)
+    if own is transform:
+        return True
+    file = _file(Path(inspect.getfile(own)))
+    bound = [statement for statement in file.tree.body if own.__name__ in _binds(statement)]
+    decorators = _function_at(file, own.__code__.co_firstlineno).decorator_list
+    return bool(decorators) and len(bound) == 1 and own.__globals__.get(own.__name__) is transform
+
+
 @dataclass(frozen=True)
 class _File:
     """A definition file: its lines without comments, and the statements of its top level that decide each name."""
@@ -172,7 +183,7 @@ def _parsed(text: str) -> _File:
     return _File(tree, lines, named)
 
 
-def _function_at(file: _File, line: int) -> ast.AST:
+def _function_at(file: _File, line: int) -> ast.FunctionDef:
     functions = (node for node in ast.walk(file.tree) if isinstance(node, ast.FunctionDef))
     found = next((node for node in functions if _first_line(node) == line), None)
     if found is None:

@@ -370,6 +370,53 @@ def test_a_transform_that_hides_a_value_is_refused(tmp_path: Path) -> None:
     assert fault.problem == "transform 'cut' uses days of the function that made it"
 
 
+@pytest.mark.parametrize(
+    ("code", "transform"),
+    [
+        ("", "times(cut, 7)"),
+        ("cut = times(cut, 7)\n", "cut"),
+        ("twice = times(cut, 7)\n", "twice"),
+        ("@seven\ndef last(rows):\n    return rows\n", "times(last, 7)"),
+        ("@seven\ndef last(rows):\n    return rows\nlast = times(last, 7)\n", "last"),
+    ],
+)
+def test_a_transform_that_a_call_has_wrapped_is_refused(tmp_path: Path, code: str, transform: str) -> None:
+    """Its text is that of the function within: neither what the call adds nor what it is given would be seen."""
+    (fault,) = faults_of(write(tmp_path, {"shop.py": wrapped(code, transform)}))
+    assert (fault.subject, fault.problem.split("' ")[1]) == (
+        "FeatureGroup 'spend'",
+        "is wrapped by more than the decorators above its def",
+    )
+    assert fault.hint.startswith("wrap it by a decorator there, at the top level of the file")
+
+
+@pytest.mark.parametrize("decorators", ["@seven", "@seven\n@functools.cache", "@with_times(7)"])
+def test_a_transform_may_be_wrapped_by_decorators(tmp_path: Path, decorators: str) -> None:
+    code = f"{decorators}\ndef last(rows):\n    return rows\n"
+    assert faults_of(write(tmp_path, {"shop.py": wrapped(code, "last")})) == ()
+
+
+def wrapped(code: str, transform: str) -> str:
+    wrappers = """\
+import functools
+def times(function, number):
+    @functools.wraps(function)
+    def call(rows):
+        return function(rows).limit(number)
+    return call
+def with_times(number):
+    return lambda function: times(function, number)
+def seven(function):
+    return times(function, 7)
+def cut(rows):
+    return rows
+"""
+    return edited(
+        ('ttl="90d"', f'ttl="90d", transform={transform}'),
+        ("customer = Entity(", f"{wrappers}{code}customer = Entity("),
+    )
+
+
 def test_columns_that_a_transform_or_an_unknown_schema_gives_are_not_judged(tmp_path: Path) -> None:
     """What Spark alone can know, Spark says."""
     schema = 'schema={"customer_id": "string", "amount": "double", "ordered_at": "timestamp"},'
