@@ -53,6 +53,7 @@ is no loop over rows.
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -688,7 +689,8 @@ def _converter(kind: DataType) -> Callable[[Any], Any] | None:
 
 def _null(raw: Any, kind: DataType) -> Any:
     """None, stored as zeros or as no bytes."""
-    if raw.strip(b"\0") if kind.kind == "decimal" and not _is_number(kind) else raw:
+    is_there = raw.strip(b"\0") if kind.kind == "decimal" and not _is_number(kind) else raw
+    if is_there or (isinstance(raw, float) and math.copysign(1, raw) < 0):  # -0.0 is not all zeros
         raise CodecError(f"a null {kind.kind} has a value")
     return None
 
