@@ -95,6 +95,7 @@ _CALENDAR = {
 _LONGEST = _LAST_DEFINITION = 2**32 - 1
 _WIDTHS = 4  # of a number: 1, 2, 4 and 8 bytes, two bits tell which
 _DIGITS_OF_NUMBER = 18  # of a decimal that 8 bytes hold
+_LAST_ASCII = 0x7F
 # Arrow's 32-bit offsets end here; a larger result keeps 64-bit ones.
 _MOST_BYTES_OF_BINARY = 2**31 - 1
 
@@ -394,7 +395,8 @@ def _feature(batch: pa.RecordBatch, name: str, kind: DataType) -> pa.Array:
         found = pc.min_max(numbers).as_py()
         # Stored, it would make the whole row unreadable.
         if found["min"] is not None and not first <= found["min"] <= found["max"] <= last:
-            raise CodecError(f"column '{name}' holds a {kind.kind} outside the years 1 to 9999")
+            problem = f"column '{name}' holds a {kind.kind} outside the years 1 to 9999"
+            raise CodecError(f"{problem}\nHint: make it null where the feature is computed")
     return _with_sorted_keys(column, name) if kind.kind == "map" else column
 
 
@@ -440,11 +442,37 @@ def _column(batch: pa.RecordBatch, name: str, wanted: pa.DataType) -> pa.Array:
         # Seen in Arrow 26: the cast leaves out the last offset. Spark and Parquet give plain lists.
         raise CodecError(f"column '{name}' is {column.type}: hand it over as a list")
     if pa.types.is_map(wanted):
-        return _map_column(column, name, wanted)
+        return _utf8(_map_column(column, name, wanted), name)
     try:
-        return column.cast(wanted)
+        cast = column.cast(wanted)
     except pa.ArrowException:
         raise CodecError(f"column '{name}' is {column.type} and holds what {wanted} cannot") from None
+    return _utf8(cast, name)
+
+
+def _utf8(column: pa.Array, name: str) -> pa.Array:
+    """The column. Spark's strings may hold any bytes, and Arrow takes them as text without a look: stored, they would
+    make the whole row unreadable."""
+    try:
+        for texts in _texts(column):
+            starts, data = _offsets_and_data(texts.cast(pa.large_binary()))
+            # Most text is ASCII, which is told in a tenth of the time.
+            if data[starts[0] : starts[-1]].max(initial=0) > _LAST_ASCII:
+                texts.validate(full=True)
+    except pa.ArrowInvalid:
+        hint = "decode it by its charset where it is computed, or declare it binary"
+        raise CodecError(f"column '{name}' holds text that is not UTF-8\nHint: {hint}") from None
+    return column
+
+
+def _texts(column: pa.Array) -> list[pa.LargeStringArray]:
+    """A column of text; of arrays and maps, what of theirs is text."""
+    kind = column.type
+    if pa.types.is_struct(kind):
+        return [texts for part in column.flatten() for texts in _texts(part)]
+    if pa.types.is_large_list(kind) and not pa.types.is_primitive(kind.value_type):
+        return _texts(column.flatten())
+    return [column] if pa.types.is_large_string(kind) else []
 
 
 def _map_column(column: pa.Array, name: str, wanted: pa.MapType) -> pa.LargeListArray:
@@ -550,7 +578,7 @@ def _offsets_and_data(values: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDAr
     if offsets is None or not len(values):
         return np.zeros(1, np.int64), np.zeros(0, np.uint8)
     starts = np.frombuffer(offsets, dtype, count=len(values) + 1, offset=values.offset * dtype.itemsize)
-    return starts.astype(np.int64), np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
+    return starts.astype(np.int64, copy=False), np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
 
 
 # Decoding ------------------------------------------------------------------------------------------------------------

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from connectors.adls_files import driver_refusal
+from connectors.codec import CodecError
 from feature_defs.errors import DataError, OnlineStoreError, TidemarkError
 
 _ERROR = re.compile(
     r"\[(?P<condition>[A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)?)\].*?SQLSTATE: (?P<state>[0-9A-Z]{5})", re.DOTALL
 )
 _FRAGMENT = re.compile(r"== SQL[^\n]*==\n(?P<line>[^\n]+)\n\s*\^")
+_REFUSED_BY_CODEC = re.compile(rf"\b{CodecError.__name__}: (?P<problem>[^\n]+)(?:\nHint: (?P<hint>[^\n]+))?")
 _GONE = "it was removed by another hand: restore it, or make anew what it belongs to; nothing was written"
 _DATA_EXCEPTION = "22"  # the class of SQLSTATEs for values that an operation cannot take
 
@@ -32,7 +34,7 @@ def data_errors(subject: str, *, of_tables: bool = False) -> Iterator[None]:
     except Exception as error:
         if refused := driver_refusal(str(error)):
             raise refused from error
-        found = _explained(str(error))
+        found = _explained(f"{type(error).__name__}: {error}")
         if found is None and of_tables and "[PATH_NOT_FOUND]" in str(error):
             found = "a file cannot be read: PATH_NOT_FOUND", _GONE
         if found is None:
@@ -65,6 +67,8 @@ def _online_error(text: str) -> OnlineStoreError | None:
 
 
 def _explained(text: str) -> tuple[str, str] | None:
+    if refused := _REFUSED_BY_CODEC.search(text):
+        return refused["problem"], refused["hint"] or "correct such rows where the column is computed"
     if "CSV header does not conform" in text or "in CSV header is not equal" in text:
         return "a csv file's header is not that of the others", "give all files below the path the same columns"
     if re.search(r"\bjava\.sql\.SQL\w*Exception|\bPSQLException|\bSQLiteException", text):

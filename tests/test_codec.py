@@ -589,6 +589,46 @@ def test_a_column_that_does_not_fit_is_refused_without_its_values(column: pa.Arr
     assert not any(value in str(caught.value) for value in ["123.45", "1.234", str(2**40)])
 
 
+NOT_TEXT = pa.array([b"secret \xff", b"a", None]).view(pa.string())  # as Spark's `cast(binary as string)` gives
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        (NOT_TEXT, "string"),
+        (NOT_TEXT.cast(pa.large_string()), "string"),
+        (NOT_TEXT.dictionary_encode(), "string"),
+        (pa.array([b"\xed\xa0\x80"]).view(pa.string()), "string"),
+        (pa.ListArray.from_arrays([0, 1, 3], NOT_TEXT), "array<string>"),
+        (pa.MapArray.from_arrays([0, 1, 2], NOT_TEXT.slice(0, 2), pa.array([1, 2])), "map<string,int>"),
+        (pa.MapArray.from_arrays([0, 1, 2], pa.array(["a", "b", "c"]), NOT_TEXT), "map<string,string>"),
+    ],
+)
+def test_text_that_is_not_utf8_is_refused_without_it(column: pa.Array, text: str) -> None:
+    """Stored, it would make the whole row unreadable."""
+    with pytest.raises(CodecError, match="column 'f0' holds text that is not UTF-8\nHint: ") as caught:
+        encoded_column(column, text)
+    assert caught.value.__cause__ is None
+    assert "secret" not in str(caught.value)
+    assert len(encoded_column(column.slice(1), text)) == len(column) - 1
+
+
+def test_a_key_that_is_not_utf8_is_refused() -> None:
+    batch, names = pa.record_batch([NOT_TEXT.slice(0, 2)], ["id"]), ["id"]
+    with pytest.raises(CodecError, match="column 'id' holds text that is not UTF-8"):
+        encode_keys(batch, "customer", key_names=names, key_types=[DataType("string")], prefix="tm")
+    keys = encode_keys(batch.slice(1), "customer", key_names=names, key_types=[DataType("string")], prefix="tm")
+    assert keys.to_pylist() == [b"tm:customer:a"]
+
+
+def test_text_behind_nulls_may_be_anything() -> None:
+    """It is not stored."""
+    hidden = pa.StringArray.from_buffers(2, NOT_TEXT.buffers()[1], NOT_TEXT.buffers()[2], pa.py_buffer(b"\x02"), 1)
+    assert encoded_column(hidden, "string") == [None, "a"]
+    column = pa.ListArray.from_arrays(pa.array([0, 1, 2]), NOT_TEXT, mask=pa.array([True, False]))
+    assert encoded_column(column, "array<string>") == [None, ["a"]]
+
+
 def test_a_missing_a_doubled_and_a_null_column_are_named() -> None:
     time = pa.array([EPOCH], ARROW["timestamp"])
     schema = schema_of(["int"])

@@ -17,6 +17,7 @@ from pyspark.sql import DataFrame
 
 from connectors import embedded_redis
 from connectors.online_answer import EXPIRED, MISSING, PRESENT
+from connectors.redis_online import open_redis
 from feature_defs import Entity, Feature, FeatureGroup, Service, Source
 from feature_defs.data_types import ARRAY_ELEMENTS, FEATURE_TYPES, KEY_TYPES
 from feature_defs.errors import DataError, OnlineStoreError, UsageError
@@ -28,8 +29,9 @@ from jobs.online_address import online_address
 from jobs.place import Place
 from jobs.report import as_json
 from jobs.settings import OnlineSettings
+from jobs.verify import verify
 from tests.conftest import settings_in
-from tests.lab import Table, put, register
+from tests.lab import Table, files_in, put, register
 
 HOUR, DAY = datetime.timedelta(hours=1), datetime.timedelta(days=1)
 MICROSECOND = datetime.timedelta(microseconds=1)
@@ -303,6 +305,36 @@ def test_groups_that_are_not_online_or_not_computed_are_refused(online_place: Pl
             online_get(online_place, {"customer_id": "c1"}, **asked)
     with pytest.raises(UsageError, match="has no online store"):
         materialize(Place(dataclasses.replace(online_place.settings, online=OnlineSettings(kind="none"))))
+
+
+@pytest.mark.parametrize("rate", [None, 1000])  # the driver sends, or tasks do
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ("CAST(X'FF' AS string)", "column 'f' holds text that is not UTF-8\nHint: decode it"),
+        ("date_add(DATE'9999-12-31', 1)", "column 'f' holds a date outside the years 1 to 9999\nHint: make it null"),
+    ],
+)
+def test_value_that_no_reader_could_read_fails_the_load(
+    online_place: Place, wrong: str, problem: str, rate: int | None
+) -> None:
+    """It would make its entity's whole row unreadable; no receipt says that the table is loaded."""
+    kind = "date" if "DATE" in wrong else "string"
+    put(
+        online_place,
+        online_place.spark.sql(f"SELECT 'c1' AS customer_id, TIMESTAMP'{at(NOW)}Z' AS event_time, {wrong} AS f"),
+        "lake://raw/rows",
+    )
+    group = a_group(features=[Feature("f", kind)])
+    register(online_place, customer, source, group)
+    compute(online_place, now=NOW)
+    with pytest.raises(DataError, match=f"^FeatureGroup 'spend': {problem}"):
+        materialize(online_place, now=NOW, rate=rate)
+    with pytest.raises(DataError, match=f"^FeatureGroup 'spend': {problem}"):
+        verify(online_place, now=NOW)
+    with open_redis(online_address(online_place)) as store:
+        assert not store.loaded_fields()
+    assert not [file for file in files_in(online_place, "features") if "_online/" in file]
 
 
 def test_redis_that_is_down_is_told_with_exit_code_7(
