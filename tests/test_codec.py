@@ -6,6 +6,7 @@ import functools
 import math
 import pickle
 import struct
+import tracemalloc
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -474,6 +475,38 @@ def test_a_definition_number_that_does_not_fit_is_refused(definition: int) -> No
     """Wrapped around, it would lose against every value that is stored."""
     with pytest.raises(CodecError, match="definition number"):
         encode(table(["int"], [[1]], [0]), schema_of(["int"]), definition=definition)
+
+
+def test_rows_of_a_wide_group_pack_as_each_alone() -> None:
+    """Rows that are packed apart, whose widest numbers differ."""
+    columns = 500
+    count = 2 * codec._TOGETHER // columns + 3
+    narrow = count - count // 3
+    numbers = np.arange(count * columns).reshape(count, columns) % 300
+    numbers[narrow:] <<= 50
+    batch = pa.record_batch(
+        [pa.array(range(count), pa.int64()).cast(ARROW["timestamp"]), *map(pa.array, numbers.T)],
+        ["event_time", *(f"f{i}" for i in range(columns))],
+    )
+    schema = schema_of(["bigint"] * columns)
+    values = encode(batch, schema)
+    for row in (0, narrow - 1, narrow, count - 1, *range(0, count, 97)):
+        assert values[row] == encode(batch.slice(row, 1), schema)[0]
+        assert decode(values[row].as_py(), schema).values == tuple(numbers[row].tolist())
+
+
+def test_packing_wide_numbers_takes_little_more_memory_than_they() -> None:
+    columns, count = 500, 4000
+    column = pa.array(np.full(count, 1 << 62))
+    batch = pa.record_batch(
+        [column.cast(ARROW["timestamp"]), *[column] * columns], ["event_time", *(f"f{i}" for i in range(columns))]
+    )
+    schema = schema_of(["bigint"] * columns)
+    tracemalloc.start()
+    encode(batch, schema)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 5 * 8 * columns * count
 
 
 def test_a_nan_keeps_its_bits() -> None:
