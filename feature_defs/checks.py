@@ -40,6 +40,7 @@ from feature_defs.model import (
 )
 from feature_defs.rule_checks import rule_faults, sql_texts
 from feature_defs.rules import RULES, Rule, name_of, named
+from feature_defs.window_functions import aggregate_texts, window_faults
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _COLUMN = re.compile(r"(?!_tidemark)[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -469,9 +470,8 @@ def _aggregate(group: FeatureGroup, aggregate: Aggregate, rows: tuple[str, ...] 
         yield f"aggregate {aggregate.function} has no column", f'write Aggregate("{aggregate.function}", "amount")'
     if function:
         yield from _aggregate_arguments(aggregate, function)
-    for label, text in (("aggregate column", aggregate.column), ("where", aggregate.where), ("by", aggregate.by)):
-        if text is not None:
-            yield from _sql(label, text, rows, where)
+    for label, text in aggregate_texts(aggregate):
+        yield from _sql(label, text, rows, where)
     yield from _duration("window", aggregate.window)
     if aggregate.window and group.every:
         try:
@@ -665,6 +665,7 @@ def _sql(what: str, text: object, known: Sequence[str] | None, where: str) -> Fo
     except expressions.ExpressionFault as fault:
         yield f"{what}: {fault}", "correct the Spark SQL"
         return
+    yield from window_faults(what, text)
     if known is None:
         return
     lower = {str(name).lower() for name in known}

@@ -84,6 +84,18 @@ def may_change_by_itself(expression: str) -> bool:
     return any(word.kind == "name" and word.lower in _NOT_OF_THE_ROW for word in _words(expression))
 
 
+def has_window(expression: str) -> bool:
+    """Whether a function in it reads other rows: `lag(x) over (...)`, `first(x) ignore nulls over w`."""
+    words = _words(expression)
+    return any(
+        word.kind == "name"
+        and word.lower == "over"
+        and (before.text == ")" or before.lower == "nulls")  # behind which no column can stand
+        and (after.text == "(" or after.kind in ("name", "quoted"))  # `struct(f(x) over, y)` names a field
+        for before, word, after in zip(words, words[1:], words[2:], strict=False)
+    )
+
+
 def columns(expression: str) -> tuple[str, ...]:
     """Column names in order of appearance, each once. `a.b` names column a."""
     words = _words(expression)

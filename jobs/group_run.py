@@ -26,6 +26,7 @@ from feature_defs.expressions import may_change_by_itself
 from feature_defs.fitting import reads_other_rows
 from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED, Aggregate, Entity, FeatureGroup, Source
 from feature_defs.rules import Rule, Unique
+from feature_defs.window_functions import refuse_window_functions
 from jobs.fitting import Cleaned, clean, refuse_when_nothing_is_left, waits_for_fit
 from jobs.inputs import applied_function, source_rows, state_of
 from jobs.place import Place, time_of
@@ -143,6 +144,7 @@ def compute_group(
     options: Options,
 ) -> ComputedGroup:
     """Bring a group's offline table up to its source."""
+    refuse_window_functions(group)
     source = snapshot.definitions.source_of(group)
     state = state_of(place, snapshot, source)
     fingerprint = snapshot.fingerprint(group.name)

@@ -23,6 +23,7 @@ from connectors.spark_errors import data_errors
 from feature_defs.errors import DataError, LakeError
 from feature_defs.fingerprint import fingerprint
 from feature_defs.model import REJECTED, Definitions, FeatureGroup
+from feature_defs.window_functions import refuse_window_functions
 from jobs import arguments
 from jobs.compute import compute
 from jobs.place import Place, chosen_groups, new_run, now_us
@@ -77,6 +78,7 @@ def replay(place: Place, group: str, *, now: datetime.datetime | None = None) ->
     started = time.monotonic()
     snapshot = place.applied()
     (chosen,) = chosen_groups(snapshot, [group])
+    refuse_window_functions(chosen)
     version = place.table(chosen).version()
     if version is None:
         hint = f"run `tidemark compute --group {group}`"

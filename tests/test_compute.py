@@ -13,11 +13,14 @@ from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
 from connectors.file_store import local_path
 from connectors.offline_tables import open_table, session_conf
 from feature_defs import Aggregate, Entity, Expectation, Feature, FeatureGroup, Service, Source
+from feature_defs.checks import check
 from feature_defs.errors import DataError, LakeError, UsageError
-from feature_defs.model import Definition
+from feature_defs.model import Definition, Definitions
 from jobs.apply import apply
 from jobs.compute import ComputedGroup, ComputeReport, GroupsFailed, compute
 from jobs.place import Place
+from jobs.replay import replay
+from jobs.show import show
 from tests.lab import NOW, Table, files_in, folders_in, of_kind, put, put_text, register, write_definitions
 from tests.pipe_tables import assert_rows
 
@@ -351,6 +354,32 @@ def refused(place: Place, group: FeatureGroup) -> DataError:
     assert state(place, group) == before
     assert leftovers(place) == []
     return caught.value
+
+
+@pytest.mark.parametrize(
+    ("options", "subject", "what"),
+    [
+        ({"features": [Feature("x", "double", "lag(amount) over (order by at)")]}, "Feature 'spend.x'", "expression"),
+        ({"features": [Feature("x", "bigint", Aggregate("count", where="row_number() over (order by at) = 1"))]},
+         "Feature 'spend.x'", "where"),
+        ({"expectations": [Expectation("usual", "amount < avg(amount) over ()")]}, "FeatureGroup 'spend'",
+         "expectation 'usual'"),
+    ],
+)  # fmt: skip
+def test_window_function_that_was_registered_before_it_was_refused_is_refused_by_compute(
+    place: Place, raw: DataFrame, options: dict[str, Any], subject: str, what: str
+) -> None:
+    """As `check` does; what reads the registry still reads it."""
+    group = spend(**options)
+    faulty = Definitions({"customer": customer}, {"purchases": purchases}, {"spend": group}, {})
+    place.registry.commit(faulty, after=0, applied_at="2026-01-01T00:00:00+00:00", applied_by="test", message="")
+    _, (fault,) = check([customer, purchases, group])
+    for verb in (compute, lambda place, now: replay(place, "spend", now=now)):
+        with pytest.raises(DataError, match=rf"^{subject}: {what} has a window function \(OVER\): ") as caught:
+            verb(place, now=NOW)
+        assert (fault.subject, fault.problem, fault.hint) == (subject, caught.value.problem, caught.value.hint)
+    assert manifests(place) == []
+    assert "spend" in show(place, "spend").text()
 
 
 def test_source_that_is_missing_empty_or_of_another_format_is_refused(place: Place, table: Table) -> None:

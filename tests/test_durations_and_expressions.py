@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from feature_defs import durations
 from feature_defs.durations import UNITS, DurationFault, microseconds
-from feature_defs.expressions import ExpressionFault, columns, may_change_by_itself, normalised
+from feature_defs.expressions import ExpressionFault, columns, has_window, may_change_by_itself, normalised
 
 # --- durations ---
 
@@ -237,6 +237,54 @@ def test_the_columns_of_a_built_expression_are_those_it_was_built_from(built: tu
     text, names = built
     plain = [name[1:-1].replace("``", "`") if name.startswith("`") else name for name in names]
     assert columns(text) == tuple(dict.fromkeys(plain))
+
+
+# --- window functions ---
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "lag(a) over (partition by b order by c)",
+        "1 + SUM(a)OVER(order by b) - c",
+        "row_number() /* of b */ over -- all\n (order by b)",
+        "first(a) ignore nulls over (order by b)",
+        "count(*) filter (where a > 1) over (partition by b)",
+        "sum(a) over w + 1",
+        "sum(a) over `w`",
+        "coalesce(max(over) over (order by over), 0)",
+    ],
+)
+def test_a_window_function_is_found(expression: str) -> None:
+    assert has_window(expression)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "over",
+        "Over + 1",
+        "over + f(over)",
+        "coalesce(over, 0)",
+        "if(over, over, f(a))",
+        "f(a) + over",
+        "f(a) and over",
+        "a in (over)",
+        "case when f(a) then over else (over) end",
+        "a.over (1)",
+        "`over` > 0",
+        "f(a) = 'b) over (order by c)'",
+        "f(a) -- over (order by b)",
+        "f(a) /* over (order by b) */",
+        'concat(f(a), ") over (")',
+        "struct(f(a) as over, b)",
+        "struct(f(a) over, b)",
+        "transform(a, (x, over) -> over + x)",
+        "overlay(a placing b from 3)",
+    ],
+)
+def test_a_column_a_text_or_a_comment_is_no_window_function(expression: str) -> None:
+    assert not has_window(expression)
 
 
 # --- layout ---
