@@ -29,9 +29,13 @@ from feature_defs.errors import DataError, LakeError, listed, near_miss
 from feature_defs.model import GROUP_FORMAT, Source
 
 UNREADABLE = "_tidemark_unreadable"
+CSV = {"header": "true", "escape": '"', "columnNameOfCorruptRecord": UNREADABLE}  # a quote in quotes stands twice
+# A line break within quotes is text. Then one task reads a file, however large, and a quote that is never closed takes
+# all rows behind it along: a source has to ask for it.
+CSV_MULTI_LINE = {**CSV, "multiLine": "true"}
 _READ_OPTIONS = {
     # enforceSchema=false makes Spark compare a csv file's header with the schema instead of trusting its order
-    "csv": {"header": "true", "enforceSchema": "false", "columnNameOfCorruptRecord": UNREADABLE, "timeZone": "UTC"},
+    "csv": {**CSV, "enforceSchema": "false", "timeZone": "UTC"},
     "json": {"columnNameOfCorruptRecord": UNREADABLE, "timeZone": "UTC"},
 }
 _NOTHING_THERE = ("PATH_NOT_FOUND", "UNABLE_TO_INFER_SCHEMA", "DELTA_PATH_DOES_NOT_EXIST", "DELTA_TABLE_NOT_FOUND")
@@ -91,7 +95,9 @@ def _loaded(spark: SparkSession, source: Source, uri: str, state: State) -> Data
     if state.get("kind") == "delta":
         reader = reader.option("versionAsOf", state["version"])
     if source.format == "csv":
-        header = spark.read.option("header", "true").csv(uri).columns
+        dialect = CSV_MULTI_LINE if source.multi_line else CSV
+        header = spark.read.options(**dialect).csv(uri).columns
+        reader = reader.options(**dialect)
         reader = reader.schema(_csv_schema(source, header).add(UNREADABLE, StringType()))
     elif source.format == "json":
         reader = reader.schema(_struct(source.schema or {}).add(UNREADABLE, StringType()))

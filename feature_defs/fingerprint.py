@@ -59,6 +59,8 @@ def _source(source: Source, definitions: Definitions) -> dict[str, Any]:
         "filter": _sql(source.filter),
         "schema": {column: _type(kind) for column, kind in (source.schema or {}).items()},
     }
+    if source.multi_line:
+        meaning["multi_line"] = True
     if source.inputs:
         names = source.input_names
         meaning["inputs"] = {name: _source(definitions.source_named(name), definitions) for name in names}

@@ -62,7 +62,8 @@ class Source:
     """Where raw rows come from. `schema` maps columns to types; csv and json must have one.
 
     Rows lie at a `path` (lake://NAME/path, or jdbc://DATABASE/table), or are made from `inputs`, other sources and
-    feature groups, by `sql` that names them in braces or by a `transform` that takes a DataFrame for each.
+    feature groups, by `sql` that names them in braces or by a `transform` that takes a DataFrame for each. With
+    `multi_line` a row of csv may go on in the next line, within quotes.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Source:
     inputs: Sequence[Source | FeatureGroup | str] = field(default=(), kw_only=True)
     sql: str | None = field(default=None, kw_only=True)
     transform: Callable[..., Any] | TransformReference | None = field(default=None, kw_only=True)
+    multi_line: bool = field(default=False, kw_only=True)
     at: Location = _located()
 
     @property

@@ -56,6 +56,8 @@ def plain_group(group: FeatureGroup, definitions: Definitions) -> dict[str, Any]
 def _plain_source(source: Source) -> dict[str, Any]:
     """A source by value; what it is made from is there only where it is made from something."""
     plain = _plain(source)
+    if not source.multi_line:  # newer than the format
+        del plain["multi_line"]
     made = {name: plain.pop(name) for name in ("inputs", "sql", "transform")}
     if source.inputs:
         kept = reference(source.transform)

@@ -26,7 +26,7 @@ from connectors.file_rows import FileRows, file_rows
 from connectors.file_store import data_files, open_file_store
 from connectors.manifests import SpineRecord
 from connectors.offline_tables import delta_table
-from connectors.sources import UNREADABLE
+from connectors.sources import CSV_MULTI_LINE, UNREADABLE
 from connectors.spark_errors import data_errors
 from connectors.table_stats import files_stats
 from feature_defs import data_types
@@ -43,7 +43,7 @@ from jobs.transforms.splits import GAP, OUTSIDE, split_of
 
 SPINE_FORMATS = ("delta", "parquet", "csv", "json")
 _TEXT = {
-    "csv": {"header": "true", "columnNameOfCorruptRecord": UNREADABLE, "escape": '"', "multiLine": "true"},
+    "csv": CSV_MULTI_LINE,
     "json": {"columnNameOfCorruptRecord": UNREADABLE},
 }
 _ENDINGS = re.compile(r"\.(parquet|csv|json)l?(\.gz|\.bz2|\.zst|\.snappy)?$", re.IGNORECASE)

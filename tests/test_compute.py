@@ -463,8 +463,40 @@ def test_text_rows_that_do_not_fit_are_quarantined_whatever_the_features_read(pl
         assert rejected.where("row LIKE '%much%'").count() == 1
 
 
-def test_csv_header_without_a_declared_column_or_unlike_the_other_files_is_refused(place: Place) -> None:
-    text = dataclasses.replace(purchases, path="lake://raw/csv", format="csv")
+def test_quotes_of_csv_are_read_as_other_programs_write_them(place: Place) -> None:
+    """Also with Windows' line ends; a row that goes on in the next line only where the source says so."""
+    schema = {"customer_id": "string", "note": "string", "at": "timestamp"}
+    notes = Source("notes", path="lake://raw/notes", format="csv", event_time="at", schema=schema)
+    lines = [
+        "customer_id,note,at",
+        'c1,"a ""b""",2026-01-01',
+        'c2,"say ""hi"", you",2026-01-01',
+        'c3,"one\ntwo",2026-01-01',
+        'c4,5" pipe,2026-01-01',
+        'c5,"",2026-01-01',
+        "c6,x,2026-01-01,y",
+        'c7,"c:\\",2026-01-01',
+    ]
+    plain = {"c1": 'a "b"', "c2": 'say "hi", you', "c4": '5" pipe', "c5": None, "c7": "c:\\"}
+    for end in ("\n", "\r\n"):
+        put_text(place, end.join(lines) + end, "lake://raw/notes")
+        for multi_line, read, why in (
+            (False, plain, {"row ends within quotes": 1, "row does not fit the schema": 2}),
+            (True, {**plain, "c3": "one\ntwo"}, {"row does not fit the schema": 1}),
+        ):
+            source = dataclasses.replace(notes, multi_line=multi_line)
+            group = in_force(place, spend(source=source, features=[Feature("note", "string")], offline="parquet"))
+            assert computed(place).rejected == sum(why.values())
+            assert {row["customer_id"]: row["note"] for row in place.table(group).read().collect()} == read
+            counts = place.quarantine(group).read().groupBy("reason").count().collect()
+            assert {row["reason"]: row["count"] for row in counts} == why
+
+
+@pytest.mark.parametrize("multi_line", [False, True])
+def test_csv_header_without_a_declared_column_or_unlike_the_other_files_is_refused(
+    place: Place, multi_line: bool
+) -> None:
+    text = dataclasses.replace(purchases, path="lake://raw/csv", format="csv", multi_line=multi_line)
     put_text(place, "customer_id,sum,at\nc1,1,2026-01-01\n", "lake://raw/csv")
     error = refused(place, spend(source=text, offline="parquet"))
     assert error.problem.startswith("column 'amount' is missing (")

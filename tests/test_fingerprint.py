@@ -70,6 +70,7 @@ def test_the_fingerprints_of_these_definitions_are_these() -> None:
 CHANGES: dict[str, Callable[[], str]] = {
     "source path": lambda: of(source=replace(ORDERS, path="lake://raw/orders_2")),
     "source format": lambda: of(source=replace(ORDERS, format="parquet")),
+    "multi_line": lambda: of(source=replace(ORDERS, multi_line=True)),
     "source filter": lambda: of(source=replace(ORDERS, filter="amount is null")),
     "no source filter": lambda: of(source=replace(ORDERS, filter=None)),
     "event_time": lambda: of(source=replace(ORDERS, event_time="paid_at")),

@@ -21,6 +21,7 @@ from feature_defs.expressions import quoted
 from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED, Entity, Source
 
 _DAY_US = 86_400_000_000
+_OPEN_QUOTE = r'(^|,)"([^"]|"")*$'  # of csv: its row may go on in the next line
 
 
 def prepared(
@@ -109,7 +110,10 @@ def marked(rows: DataFrame, entity: Entity) -> DataFrame:
         hint = near_miss(missing[0], rows.columns) + "rename it in the source or in the entity"
         raise DataError(f"Entity '{entity.name}'", problem, hint=hint)
     keyed = _keyed(rows, entity)
-    reasons: list[tuple[Column, str]] = [(F.col(UNREADABLE).isNotNull(), "row does not fit the schema")]
+    reasons: list[tuple[Column, str]] = [
+        (F.col(UNREADABLE).rlike(_OPEN_QUOTE), "row ends within quotes"),
+        (F.col(UNREADABLE).isNotNull(), "row does not fit the schema"),
+    ]
     reasons += [(F.col(key).isNull(), f"key {key} is null") for key in entity.keys]
     reasons += [(F.col(EVENT_TIME).isNull(), f"{EVENT_TIME} is null")]
     return keyed.select("*", _first_true(reasons).alias(REJECTED))
