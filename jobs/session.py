@@ -92,9 +92,26 @@ def open_session(settings: Settings, *, app: str = "tidemark") -> SparkSession:
     conf = {**(_MEMORY_KEPT if is_here else {}), **_FASTER, **_ALWAYS, **with_jars(settings)}
     for key, value in conf.items():
         builder = builder.config(key, value)
-    with one_at_a_time() if "spark.jars.packages" in conf else nullcontext():
+    with _output_to_stderr(), one_at_a_time() if "spark.jars.packages" in conf else nullcontext():
         session = builder.getOrCreate()
     return _with_lakes(_with_rules(session), settings)
+
+
+@contextmanager
+def _output_to_stderr() -> Iterator[None]:
+    """A process that starts meanwhile prints on standard error: a JVM does, in Delta's VACUUM, and our standard output
+    holds the report alone."""
+    try:
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # one of the two is closed
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager

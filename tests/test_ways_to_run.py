@@ -64,6 +64,18 @@ def test_module_and_file_run_the_same_verb(project):
 
 
 @pytest.mark.usefixtures("spark")  # it has put the Delta jars into the cache
+def test_standard_output_holds_the_report_alone(project):
+    """Delta's VACUUM prints on the standard output of its JVM."""
+    write_customers(project / ".tidemark" / "lake" / "raw" / "customers", count=20)
+    assert ran([sys.executable, "-m", "jobs", "apply"], project).returncode == 0
+    for verb in ("compute", "maintain"):
+        done = ran([sys.executable, "-m", "jobs", verb, "--group", "customer_profile", "--json"], project)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["verb"] == verb, done.stdout
+    assert "Deleted 0 files" in done.stderr
+
+
+@pytest.mark.usefixtures("spark")  # it has put the Delta jars into the cache
 def test_spark_submit_runs_a_verb_with_the_zip(project, tmp_path):
     """No Tidemark but the zip, the command line's own master and jars, and a Python worker that needs the zip too."""
     archive = tmp_path / "tidemark.zip"
