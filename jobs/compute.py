@@ -53,6 +53,9 @@ class ComputeReport:
                 told.append(f"  {group.group}: null in every row, has the source been renamed? {names}")
             if group.future_rows:
                 told.append(f"  {group.group}: {counted(group.future_rows, 'row')} dated after now")
+            told += [f"  {group.group}: {counted(n, 'row')} rejected: {why}" for why, n in group.reasons.items()]
+            if group.quarantine:
+                told.append(f"  {group.group}: rejected rows are in {group.quarantine}")
             told += [f"  {group.group}: fitted {word}" for word in group.fitted]
             told += [
                 f"  {group.group}: {counted(n, 'row')} dropped by {name}" for name, n in group.dropped.items() if n

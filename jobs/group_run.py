@@ -46,7 +46,7 @@ from jobs.report import step
 from jobs.rule_results import ended, results_uri
 from jobs.transforms.expectations import checked, rules_digest, rules_of
 from jobs.transforms.features import changed_rows, feature_rows, features_of, grid_end, reach, without_past
-from jobs.transforms.rows import after, all_quoted, prepared
+from jobs.transforms.rows import after, all_quoted, prepared, reasons
 
 MOST_GRID_POINTS = 1_000_000  # a century of hours; one stray row of the year 1 must not become millions of rows
 AS_ASKED = "as asked"
@@ -56,7 +56,8 @@ FULL, ADDED, BACKFILL, NOTHING = "full", "added", "backfill", "nothing new"
 @dataclass(frozen=True)
 class ComputedGroup:
     """One group's result. `table_version` is the offline table's, `version` the group's; `how` is full or added, `why`
-    says what made it full, `rows` are those that were written."""
+    says what made it full, `rows` are those that were written. `reasons` are those for which rows of the source were
+    rejected, the most frequent first, `quarantine` is where rejected rows are."""
 
     group: str
     version: int
@@ -72,6 +73,8 @@ class ComputedGroup:
     broken_rules: dict[str, int]
     dropped: dict[str, int] = field(default_factory=dict)
     fitted: tuple[str, ...] = ()
+    reasons: dict[str, int] = field(default_factory=dict)
+    quarantine: str = ""
 
 
 # what there is to do
@@ -212,6 +215,7 @@ class _Job:
         extra: tuple[str, ...] = (),
         cleaned: Cleaned | None = None,
     ) -> ComputedGroup:
+        rejected = written.rejected + (told.bad if told else 0)
         return ComputedGroup(
             group=self.group.name,
             version=self.group.version,
@@ -219,7 +223,7 @@ class _Job:
             why=work.why,
             table_version=written.version,
             rows=written.rows,
-            rejected=written.rejected + (told.bad if told else 0),
+            rejected=rejected,
             seconds=round(time.monotonic() - self.started, 3),
             extra_columns=extra,
             empty_columns=told.empty_columns if told else (),
@@ -227,6 +231,8 @@ class _Job:
             broken_rules=written.broken_rules,
             dropped=cleaned.dropped if cleaned else {},
             fitted=cleaned.fitted if cleaned else (),
+            reasons=told.reasons if told else {},
+            quarantine=self.place.quarantine_uri(self.group) if rejected else "",
         )
 
 
@@ -288,9 +294,9 @@ def planned(job: _Job, *, whole: str) -> Work:
 def _compute_all(job: _Job, work: Work) -> ComputedGroup:
     """The whole table from the whole source."""
     rows, extra = job.rows()
-    told = _inspected(rows, job.source, job.now)
+    told = _inspected(rows, job.source, job.entity, job.now)
     if told.read == told.bad:
-        raise _no_good_row(rows, job.group, told)
+        raise _no_good_row(job.group, told)
     _check_writable(job, rejected=told.bad)
     complete = replace(_complete_to(job, told), null_until=_null_until(job, work) or None)
     cleaned = job.clean(_good(rows))
@@ -301,7 +307,7 @@ def _compute_all(job: _Job, work: Work) -> ComputedGroup:
     if written is None:
         written = job.write(features, note, lambda laid: job.table.replace(laid, note))
     quarantine(job.place, job.group, told.bad + written.rejected, {SOURCE: rows, FEATURE: features}, note)
-    keep_results(job.place, job.group, written, note, now_us=job.now)
+    keep_results(job.place, job.group, written, note, now_us=job.now, reasons=told.reasons)
     return job.computed(work, written, told=told, extra=extra, cleaned=cleaned)
 
 
@@ -336,7 +342,7 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
     good, time = _good(rows), F.unix_micros(EVENT_TIME)
     if before.begin_us is not None:
         good = good.where(after(before.begin_us))
-    told = _inspected(rows, job.source, job.now)
+    told = _inspected(rows, job.source, job.entity, job.now)
     newest = before.newest_us if told.newest is None else max(told.newest, before.newest_us)
     oldest = before.oldest_us if told.oldest is None else min(told.oldest, before.oldest_us)
     until, last = job.now, None
@@ -400,7 +406,7 @@ def _add(job: _Job, work: Work) -> ComputedGroup:
         with stops_told(job.place, group, note, now_us=job.now):
             _add_to_quarantine(job, {SOURCE: rows, FEATURE: features}, kept, on, note)
     written = job.write(features, note, commit)
-    keep_results(job.place, group, written, note, now_us=job.now)
+    keep_results(job.place, group, written, note, now_us=job.now, reasons=told.reasons)
     return job.computed(work, written, told=told, extra=extra, cleaned=cleaned)
 
 
@@ -455,9 +461,9 @@ def _backfilled(job: _Job, asked: Backfill) -> ComputedGroup:
     if not anew:
         job = replace(job, state=known["source"], note={**job.note, "rules": known.get("rules")})
     rows, extra = job.rows()
-    told = _inspected(rows, job.source, job.now)
+    told = _inspected(rows, job.source, job.entity, job.now)
     if told.read == told.bad:
-        raise _no_good_row(rows, job.group, told)
+        raise _no_good_row(job.group, told)
     _check_writable(job, rejected=told.bad)
     cleaned = job.clean(_good(rows))
     whole = _complete_to(job, told)
@@ -487,7 +493,7 @@ def _backfilled(job: _Job, asked: Backfill) -> ComputedGroup:
             parts.append(job.write(features, note, _span_commit(job, span, note, None if anew else version)))
         version, before, anew, done = parts[-1].version, complete, False, span.until_us
     written = together(parts, job.rules, version=version or 0)
-    keep_results(job.place, job.group, written, note, now_us=job.now)
+    keep_results(job.place, job.group, written, note, now_us=job.now, reasons=told.reasons)
     return job.computed(Work(BACKFILL), written, told=told, extra=extra, cleaned=cleaned)
 
 
@@ -536,7 +542,8 @@ def _span_commit(job: _Job, span: Span, note: Mapping[str, Any], version: int | 
 
 @dataclass(frozen=True)
 class _Inspected:
-    """What one pass over a source's rows tells: all, bad ones, ones after now, the span of the others (None: none)."""
+    """What one pass over a source's rows tells: all, bad ones, ones after now, the span of the others (None: none), and
+    why the bad ones are, the most frequent reason first."""
 
     read: int
     bad: int
@@ -544,6 +551,7 @@ class _Inspected:
     oldest: int | None
     newest: int | None
     empty_columns: tuple[str, ...]
+    reasons: dict[str, int]
 
 
 def _past(now: int) -> Column:
@@ -551,7 +559,7 @@ def _past(now: int) -> Column:
     return F.when(time <= now, time)
 
 
-def _inspected(rows: DataFrame, source: Source, now: int) -> _Inspected:
+def _inspected(rows: DataFrame, source: Source, entity: Entity, now: int) -> _Inspected:
     """Look at the rows before anything is written."""
     good = F.col(REJECTED).isNull()
     past = F.when(good, _past(now))
@@ -559,16 +567,18 @@ def _inspected(rows: DataFrame, source: Source, now: int) -> _Inspected:
     watched = [name for name in source.schema or () if source.format == "json" and name in rows.columns]
     filled = [F.count(F.col(name)).alias(f"filled_{number}") for number, name in enumerate(all_quoted(watched))]
     future = F.count(F.when(good & (F.unix_micros(EVENT_TIME) > now), 1))
+    texts = [text for _, text in reasons(entity)]
+    why = [F.count(F.when(F.col(REJECTED) == text, 1)).alias(f"why_{number}") for number, text in enumerate(texts)]
     read, bad, later, oldest, newest, *counts = rows.agg(
-        F.count("*"), F.count(REJECTED), future, F.min(past), F.max(past), *filled
+        F.count("*"), F.count(REJECTED), future, F.min(past), F.max(past), *filled, *why
     ).collect()[0]
-    empty = tuple(name for name, count in zip(watched, counts, strict=True) if read and not count)
-    return _Inspected(read, bad, later, oldest, newest, empty)
+    empty = tuple(name for name, count in zip(watched, counts, strict=False) if read and not count)
+    found = sorted(zip(texts, counts[len(watched) :], strict=True), key=lambda one: -one[1])
+    return _Inspected(read, bad, later, oldest, newest, empty, {text: count for text, count in found if count})
 
 
-def _no_good_row(rows: DataFrame, group: FeatureGroup, told: _Inspected) -> DataError:
-    reasons = rows.groupBy(REJECTED).count().orderBy(F.desc("count")).limit(3).collect()
-    named = ", ".join(f"{row[REJECTED]} ({row['count']:,})" for row in reasons) or "the source's filter keeps none"
+def _no_good_row(group: FeatureGroup, told: _Inspected) -> DataError:
+    named = ", ".join(f"{text} ({n:,})" for text, n in told.reasons.items()) or "the source's filter keeps none"
     hint = "look at the source and at the definition's keys, event_time and schema; the offline table is as it was"
     return DataError(f"FeatureGroup '{group.name}'", f"no row of {told.read:,} can be used: {named}", hint=hint)
 

@@ -98,7 +98,10 @@ class Place:
         """The rows that did not become feature rows, beside the group's table."""
         from connectors.offline_tables import open_table
 
-        return open_table(self.spark, self.lakes.uri(self.files_path(group)) + "_quarantine", "parquet")
+        return open_table(self.spark, self.quarantine_uri(group), "parquet")
+
+    def quarantine_uri(self, group: FeatureGroup) -> str:
+        return self.lakes.uri(self.files_path(group)) + "_quarantine"
 
     def fitted(self, group: FeatureGroup) -> FittedValues:
         """What cleaning and scaling have learned for a group's version, beside its table."""

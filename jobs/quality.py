@@ -143,9 +143,18 @@ def stops_told(place: Place, group: FeatureGroup, note: Note, *, now_us: int) ->
         raise DataError(f"FeatureGroup '{group.name}'", problem, hint=hint) from error
 
 
-def keep_results(place: Place, group: FeatureGroup, written: Written, note: Note, *, now_us: int) -> None:
+def keep_results(
+    place: Place,
+    group: FeatureGroup,
+    written: Written,
+    note: Note,
+    *,
+    now_us: int,
+    reasons: Mapping[str, int] | None = None,
+) -> None:
     """The last step of a run: its results, which also say that its quarantine is complete."""
-    keep(place, group, _results(group, note, written.results, now_us=now_us, written=written))
+    results = _results(group, note, written.results, now_us=now_us, written=written)
+    keep(place, group, replace(results, reasons=reasons or {}))
 
 
 class _Stopped(Exception):

@@ -12,7 +12,7 @@ import decimal
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from connectors.file_store import open_file_store
@@ -55,7 +55,7 @@ class RuleResult:
 
 @dataclass(frozen=True)
 class RunResults:
-    """All rules of one group in one run."""
+    """All rules of one group in one run. `reasons` are those for which rows of the source were rejected."""
 
     run: str
     group: str
@@ -68,6 +68,7 @@ class RunResults:
     rows: int | None
     rejected: int | None
     rules: tuple[RuleResult, ...]
+    reasons: Mapping[str, int] = field(default_factory=dict)
 
 
 def judged(rules: Sequence[Rule], measured: Observed, group: FeatureGroup, *, now_us: int) -> tuple[RuleResult, ...]:

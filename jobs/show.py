@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
+from connectors.file_store import open_file_store
 from feature_defs import cleaning, expressions
 from feature_defs.errors import UsageError, listed, near_miss
 from feature_defs.fitting import fits_of
@@ -34,7 +35,8 @@ class FittedWord:
 
 @dataclass(frozen=True)
 class ShowReport:
-    """`plain` is the definition as the snapshot holds it; `lineage` names what it is made from and what uses it."""
+    """`plain` is the definition as the snapshot holds it; `lineage` names what it is made from and what uses it.
+    `quarantine` is where a group's rejected rows are, if there ever were some."""
 
     snapshot: int
     kind: str
@@ -45,6 +47,7 @@ class ShowReport:
     fitted: tuple[FittedWord, ...] = ()
     results: tuple[RunResults, ...] = ()
     exit_code: int = 0
+    quarantine: str = ""
 
     def text(self) -> str:
         hidden = ("name", "features", "expectations")
@@ -60,6 +63,10 @@ class ShowReport:
             ending = f"table version {newest.table_version}" if newest.table_version is not None else "stopped"
             lines += ["", f"  expectations, {newest.verb} of {newest.at} ({ending}, run {newest.run}):"]
             lines.append(table(["rule", "kind", "severity", "rows", "broken", "observed", "newest first"], rules))
+        if self.quarantine:
+            rejected = [(one.run, n, why) for one in self.results[:1] for why, n in one.reasons.items()]
+            lines += ["", *(f"  rejected in run {run}: {counted(n, 'row')}, {why}" for run, n, why in rejected)]
+            lines.append(f"  quarantine: {self.quarantine}")
         lines += ["", *(f"  {role}: {', '.join(names) or 'none'}" for role, names in self.lineage.items())]
         return "\n".join([*lines, f"(registry snapshot {self.snapshot})"])
 
@@ -81,7 +88,11 @@ def show(place: Place, name: str) -> ShowReport:
         group = definitions.groups[bare]
         about = (dict(plain["groups"][bare]), _group_lineage(group, definitions), _lines(group, name))
         learned, results = _fitted(place, group, definitions), kept(place, group)
-        return ShowReport(snapshot.number, "FeatureGroup", bare, *about, fitted=learned, results=results)
+        rejected = place.quarantine_uri(group)
+        where = rejected if open_file_store(rejected).list_files(rejected) else ""
+        return ShowReport(
+            snapshot.number, "FeatureGroup", bare, *about, fitted=learned, results=results, quarantine=where
+        )
     if name in definitions.services:
         service = definitions.services[name]
         about = (dict(plain["services"][name]), _service_lineage(service, definitions), _chosen(service, definitions))

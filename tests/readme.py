@@ -69,7 +69,7 @@ def run(command: Command, project: Path) -> str:
         check=False,
     )
     shown = done.stdout if done.returncode in (0, 2) else done.stderr
-    return shown.replace(f"{ROOT}/", "").replace(f"{project}/", "")
+    return shown.replace(f"file://{project}/", "file:///.../").replace(f"{ROOT}/", "").replace(f"{project}/", "")
 
 
 def normalised(text: str) -> str:

@@ -463,6 +463,33 @@ def test_text_rows_that_do_not_fit_are_quarantined_whatever_the_features_read(pl
         assert rejected.where("row LIKE '%much%'").count() == 1
 
 
+def test_rejected_rows_are_told_with_their_reasons_and_where_they_are(place: Place) -> None:
+    """By compute, for the rows of this run, and by show; a row is told once, with its first fault."""
+    lines = ["c1,1,2026-01-01", "c2,much,2026-01-01", "c3", ",1,2026-01-01", ",2,", "c4,3,", 'c5,"1,2026-01-01']
+    put_text(place, "\n".join(["customer_id,amount,at", *lines]), "lake://raw/csv")
+    text = dataclasses.replace(purchases, path="lake://raw/csv", format="csv")
+    group = in_force(place, spend(source=text, offline="parquet"))
+    report = compute(place, now=NOW)
+    (found,) = report.groups
+    assert (found.rows, found.rejected) == (1, 6)
+    why = {"row does not fit the schema": 2, "key customer_id is null": 2, "row ends within quotes": 1}
+    assert found.reasons == {**why, "event_time is null": 1}
+    assert list(found.reasons.values()) == [2, 2, 1, 1]
+    where = place.quarantine_uri(group)
+    assert place.quarantine(group).read().count() == 6
+    assert local_path(found.quarantine).is_dir()
+    assert "  spend: 2 rows rejected: key customer_id is null\n" in report.text()
+    assert f"  spend: rejected rows are in {where}\n" in report.text()
+    shown = show(place, "spend")
+    assert (shown.results[0].reasons, shown.quarantine) == (found.reasons, where)
+    assert f"  rejected in run {report.run}: 1 row, row ends within quotes\n" in shown.text()
+    assert f"  quarantine: {where}\n" in shown.text()
+    put_text(place, "customer_id,amount,at\nc1,1,2026-01-01", "lake://raw/csv")
+    report = compute(place, now=NOW)
+    assert (report.groups[0].reasons, report.groups[0].quarantine) == ({}, "")
+    assert "rejected:" not in report.text()
+
+
 def test_quotes_of_csv_are_read_as_other_programs_write_them(place: Place) -> None:
     """Also with Windows' line ends; a row that goes on in the next line only where the source says so."""
     schema = {"customer_id": "string", "note": "string", "at": "timestamp"}

@@ -37,6 +37,7 @@ GROUPS = ("customer_profile", "customer_purchases", "customer_sessions", "produc
 # today's: Redis keeps no value that is past its ttl by its own clock
 END = datetime.datetime.now(datetime.timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
 SCHEMA = "retail"
+_DIFFERENT = ("run", "replay_of", "seconds", "file", "quarantine")  # from run to run, or from folder to folder
 DELTA_CONF = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
@@ -93,7 +94,7 @@ def _plain(value: Any) -> Any:
     """A report without what differs from run to run."""
     if dataclasses.is_dataclass(value):
         told = {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}
-        return {name: inner for name, inner in told.items() if name not in ("run", "replay_of", "seconds", "file")}
+        return {name: inner for name, inner in told.items() if name not in _DIFFERENT}
     return plain_value(value)
 
 

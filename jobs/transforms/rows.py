@@ -109,14 +109,17 @@ def marked(rows: DataFrame, entity: Entity) -> DataFrame:
         problem = f"key '{missing[0]}' is not a column of the source's rows ({listed(_own(rows))})"
         hint = near_miss(missing[0], rows.columns) + "rename it in the source or in the entity"
         raise DataError(f"Entity '{entity.name}'", problem, hint=hint)
-    keyed = _keyed(rows, entity)
-    reasons: list[tuple[Column, str]] = [
+    return _keyed(rows, entity).select("*", _first_true(reasons(entity)).alias(REJECTED))
+
+
+def reasons(entity: Entity) -> list[tuple[Column, str]]:
+    """Why a row may be rejected; the first that is true is told."""
+    return [
         (F.col(UNREADABLE).rlike(_OPEN_QUOTE), "row ends within quotes"),
         (F.col(UNREADABLE).isNotNull(), "row does not fit the schema"),
+        *((F.col(key).isNull(), f"key {key} is null") for key in entity.keys),
+        (F.col(EVENT_TIME).isNull(), f"{EVENT_TIME} is null"),
     ]
-    reasons += [(F.col(key).isNull(), f"key {key} is null") for key in entity.keys]
-    reasons += [(F.col(EVENT_TIME).isNull(), f"{EVENT_TIME} is null")]
-    return keyed.select("*", _first_true(reasons).alias(REJECTED))
 
 
 def _keyed(rows: DataFrame, entity: Entity) -> DataFrame:
@@ -132,8 +135,8 @@ def _keyed(rows: DataFrame, entity: Entity) -> DataFrame:
     return rows.select(*(cast.get(name, F.col(quoted(name))) for name in rows.columns))
 
 
-def _first_true(reasons: Sequence[tuple[Column, str]]) -> Column:
-    return F.coalesce(*[F.when(condition, F.lit(text)) for condition, text in reasons])
+def _first_true(texts: Sequence[tuple[Column, str]]) -> Column:
+    return F.coalesce(*[F.when(condition, F.lit(text)) for condition, text in texts])
 
 
 def _check_clock(rows: DataFrame, source: Source, clock: str, column: str) -> None:
