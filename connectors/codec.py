@@ -115,7 +115,8 @@ _ARROW: dict[str, pa.DataType] = {
 _BYTES = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
 _NUMPY = {"bool": "u1", "int32": "<i4", "int64": "<i8", "float32": "<f4", "float64": "<f8", "int128": "<u8"}
 _STRUCT = {"bool": "B", "int32": "i", "int64": "q", "float32": "f", "float64": "d", "int128": "16s"}
-_LAYOUTS = 4096  # of one schema that a reader keeps; ten numbers of two widths each have a quarter of that
+_LAID_OUT = 1 << 16  # numbers, in all the layouts that a reader keeps of one schema; each takes 32 bytes
+_UNFIT_WIDTHS = "the widths of its numbers do not fit the schema"
 _SIGNED, _UNSIGNED = "bhiq", "BHIQ"  # by width
 
 
@@ -176,16 +177,22 @@ class ValueSchema:
     def layout(self, widths: bytes) -> struct.Struct:
         """Head, definition number, event_time, null bitmap, fixed-width features, numbers and lengths of a value with
         these widths: all that lies before the other features' bytes."""
-        fixed, numbers, others = self.parts
+        _, numbers, others = self.parts
         count, told = len(numbers) + len(others), int.from_bytes(widths, "little")
         if len(widths) != _size_of_widths(count) or told >> 2 * count:
-            raise CodecError("the widths of its numbers do not fit the schema")
+            raise CodecError(_UNFIT_WIDTHS)
         codes = [told >> 2 * number & 3 for number in range(count)]
-        kinds = "".join(_STRUCT[str(self.types[position].row.codec)] for position in fixed)
         signed = "".join(_SIGNED[code] for code in codes[: len(numbers)])
         lengths = "".join(_UNSIGNED[code] for code in codes[len(numbers) :])
-        bitmap = _bitmap_size(len(self.types))
-        return struct.Struct(f"<{HEAD_SIZE}sIq{bitmap}s{len(widths)}x{kinds}{signed}{lengths}")
+        return struct.Struct(f"{self.start}{signed}{lengths}")
+
+    @cached_property
+    def start(self) -> str:
+        """The layout of what lies before a value's numbers."""
+        fixed, numbers, others = self.parts
+        kinds = "".join(_STRUCT[str(self.types[position].row.codec)] for position in fixed)
+        widths = _size_of_widths(len(numbers) + len(others))
+        return f"<{HEAD_SIZE}sIq{_bitmap_size(len(self.types))}s{widths}x{kinds}"
 
     @cached_property
     def spare_bits(self) -> int:
@@ -633,7 +640,13 @@ class ValueReader:
         kinds, stored = schema.types, [*fixed, *numbers, *others]
         self._others = len(others)
         self._head, self._widths = schema_head(schema), operator.itemgetter(schema.widths_at)
-        self._layout = lru_cache(_LAYOUTS)(schema.layout)
+        self._new_layout, self._layouts = schema.layout, dict[bytes, struct.Struct]()
+        count = len(numbers) + len(others)
+        self._most_layouts = max(1, _LAID_OUT // max(1, count))
+        # By parts, for widths that have no layout kept.
+        self._start = struct.Struct(schema.start)
+        signs = "s" * len(numbers) + "u" * len(others)
+        self._of_widths = [_by_widths(signs[first : first + _WIDTHS]) for first in range(0, count, _WIDTHS)]
         self._no_nulls, self._spare_bits = bytes(_bitmap_size(len(kinds))), schema.spare_bits
         self._stored = [(spot, 1 << feature, kinds[feature]) for spot, feature in enumerate(stored)]
         wanted = {schema.names.index(name) for name in features if name is not None}
@@ -645,9 +658,9 @@ class ValueReader:
     def row(self, value: bytes) -> tuple[int, list[Any]]:
         """One value's event_time and features."""
         try:
-            layout = self._layout(self._widths(value))
-            _, _, event_time, bitmap, *raw = layout.unpack_from(value)
-            end = layout.size
+            layout = self._layouts.get(self._widths(value))
+            found, end = (layout.unpack_from(value), layout.size) if layout else self._unpacked(value)
+            _, _, event_time, bitmap, *raw = found
             if self._others:
                 lengths = raw[-self._others :]
                 del raw[-self._others :]
@@ -673,12 +686,16 @@ class ValueReader:
         """The event_times of many values and a list of values for each feature; CodecError when one is refused."""
         count = len(values)
         try:
-            layouts = list(map(self._layout, map(self._widths, values)))
-            columns: list[Any] = list(zip(*map(struct.Struct.unpack_from, layouts, values), strict=True))
+            found: Iterable[Sequence[Any]]
+            layouts: list[Any] = list(map(self._layouts.get, map(self._widths, values)))
+            if all(layouts):
+                found, ends = map(struct.Struct.unpack_from, layouts, values), [layout.size for layout in layouts]
+            else:
+                found, ends = map(list, zip(*map(self._unpacked, values), strict=True))
+            columns: list[Any] = list(zip(*found, strict=True))
             heads, _, event_times, bitmaps, *raw = columns
             if heads.count(self._head) != count:
                 raise CodecError("a value was written under another schema")
-            ends = [layout.size for layout in layouts]
             if self._others:
                 lengths = raw[-self._others :]
                 del raw[-self._others :]
@@ -698,6 +715,27 @@ class ValueReader:
             raise
         except (struct.error, ValueError, OverflowError):
             raise CodecError(f"one of {count} values is damaged") from None
+
+    def _unpacked(self, value: bytes) -> tuple[Sequence[Any], int]:
+        """All that lies before the other features' bytes, and where these begin.
+
+        Of a wide group hardly two values have the same widths, so once the layouts that are kept are enough, four
+        numbers are read at a time.
+        """
+        widths = self._widths(value)
+        layout = self._layouts.get(widths)
+        if layout is None and len(self._layouts) < self._most_layouts:
+            layout = self._layouts[widths] = self._new_layout(widths)
+        if layout is not None:
+            return layout.unpack_from(value), layout.size
+        found, end = [*self._start.unpack_from(value)], self._start.size
+        if widths[-1] >= len(self._of_widths[-1]):
+            raise CodecError(_UNFIT_WIDTHS)
+        for layouts, byte in zip(self._of_widths, widths, strict=True):
+            layout = layouts[byte]
+            found += layout.unpack_from(value, end)
+            end += layout.size
+        return found, end
 
     def _set_nulls(self, raw: list[Any], nulls: int) -> None:
         if nulls & self._spare_bits:
@@ -722,6 +760,16 @@ class ValueReader:
                 ]
             elif convert is not None:
                 raw[spot] = list(map(convert, raw[spot]))
+
+
+@lru_cache
+def _by_widths(signs: str) -> list[struct.Struct]:
+    """The layout of up to four numbers, signed or unsigned, for each byte of widths; none fits spare bits."""
+    layouts = []
+    for byte in range(1 << 2 * _WIDTHS):
+        kinds = "".join((_SIGNED if sign == "s" else _UNSIGNED)[byte >> 2 * at & 3] for at, sign in enumerate(signs))
+        layouts.append(struct.Struct("<" + kinds))
+    return layouts[: 1 << 2 * len(signs)]
 
 
 def _converter(kind: DataType) -> Callable[[Any], Any] | None:

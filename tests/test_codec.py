@@ -441,6 +441,46 @@ def test_a_reader_of_more_than_64_features_knows_their_null_bits() -> None:
     assert [column[1] for column in reader.columns([value, value])[1]] == row
 
 
+@quickly
+@given(batches(), st.data())
+def test_a_reader_that_keeps_one_layout_reads_and_refuses_the_same(batch: Any, data: st.DataObject) -> None:
+    """As one of a wide group, of which hardly two values have numbers of the same widths."""
+    types, rows, times = batch
+    assume(rows)
+    schema = schema_of(types)
+    good = encode(table(types, rows, times), schema).to_pylist()
+    wrong = bytearray(good[0])
+    wrong[data.draw(st.integers(17, len(wrong) - 1))] = data.draw(st.integers(0, 255))
+    kept = ValueReader(schema, schema.names)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "_LAID_OUT", 0)
+        keeps_one = ValueReader(schema, schema.names)
+    assert repr(keeps_one.columns(good)) == repr(kept.columns(good))
+    for value in (*good, bytes(wrong), good[0][: data.draw(st.integers(5, len(good[0])))]):
+        expected = refused(lambda value=value: kept.row(value))
+        assert refused(lambda value=value: keeps_one.row(value)) == expected
+        assert refused(lambda value=value: keeps_one.columns([*good, value])) == expected
+        if not expected:
+            assert repr(keeps_one.row(value)) == repr(kept.row(value))
+
+
+def test_a_reader_of_a_wide_group_makes_few_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every value of it has other widths, and to make a layout takes longer than to read by four numbers."""
+    types, count = ["bigint"] * 45 + ["string"] * 2, 3000
+    draw = np.random.default_rng(1)
+    numbers = draw.integers(0, 1 << 62, (count, 45)) >> draw.integers(0, 62, (count, 45))
+    rows = [[*row, "a" * (row[0] % 300), None] for row in numbers.tolist()]
+    schema = schema_of(types)
+    values = encode(table(types, rows, range(count)), schema).to_pylist()
+    made: list[bytes] = []
+    layout = ValueSchema.layout
+    monkeypatch.setattr(ValueSchema, "layout", lambda self, widths: made.append(widths) or layout(self, widths))
+    reader = ValueReader(schema, schema.names)
+    assert [reader.row(value) for value in values] == list(zip(range(count), rows, strict=True))
+    assert reader.columns(values) == ([*range(count)], [list(column) for column in zip(*rows, strict=True)])
+    assert len(made) == len(set(made)) < count / 2
+
+
 def test_a_string_of_ten_megabytes_comes_back() -> None:
     long = "ü" * 5_000_000
     types = ["string", "binary", "array<string>", "map<string,string>"]
