@@ -582,6 +582,37 @@ def test_feature_that_spark_cannot_compute_as_declared_is_refused(
     assert "\n" not in error.problem
 
 
+@pytest.mark.parametrize(
+    ("expression", "problem", "hint"),
+    [
+        ("sum(amount)", "[MISSING_GROUP_BY] The query does not include a GROUP BY clause.", 'write Aggregate("sum",'),
+        ("max(at) > at", "[MISSING_GROUP_BY]", 'write Aggregate("sum",'),
+        ("rank()", "[WINDOW_FUNCTION_WITHOUT_OVER_CLAUSE]", "write an Aggregate, or a transform"),
+        ("explode(array(amount, 1D))", "[UNSUPPORTED_GENERATOR.NESTED_IN_EXPRESSIONS]", "in a transform"),
+        ("amount > 3 =", "[PARSE_SYNTAX_ERROR] Syntax error at or near ')'.", "correct it"),
+        ("amout", "name `amout` cannot be resolved. Did you mean one of the following? [`amount`, ", "correct it"),
+        ("readable", "name `readable` cannot be resolved. Did you mean one of the following? [`", "correct it"),
+        (Aggregate("max", "sum(amount)"), "[MISSING_GROUP_BY]", 'write Aggregate("sum",'),
+        (Aggregate("max", "amout"), "name `amout` cannot be resolved. Did you mean one of the following? [`amount`, ",
+         "correct it"),
+    ],
+)  # fmt: skip
+def test_what_spark_says_of_an_expression_is_told_of_its_feature(
+    place: Place, raw: DataFrame, expression: str | Aggregate, problem: str, hint: str
+) -> None:
+    """Of that one among others, without a plan, and without columns that are no user's."""
+    fine = Aggregate("count") if isinstance(expression, Aggregate) else "amount"
+    kind = "bigint" if isinstance(expression, Aggregate) else "double"
+    features = [Feature("a", kind, fine), Feature("x", "double", expression), Feature("b", kind, fine)]
+    loose = dataclasses.replace(purchases, schema=None)
+    error = refused(place, spend(source=loose, features=features, offline="parquet"))
+    assert error.subject == "Feature 'spend.x'"
+    assert problem in error.problem
+    assert hint in error.hint
+    assert "_tidemark" not in error.problem
+    assert "\n" not in error.problem
+
+
 def test_types_that_hold_every_value_of_the_expression_are_allowed(place: Place, raw: DataFrame) -> None:
     features = [
         Feature("a", "bigint", "cast(amount as int)"),

@@ -296,12 +296,18 @@ def test_rules_that_spark_cannot_judge_are_refused_and_named(place: Place, raw: 
     wrong = {
         "'odd': its condition gives int, expected boolean": Expectation("odd", "n + 1"),
         "'odd': its condition `nope\\(n\\)`": Expectation("odd", "nope(n)"),
+        "'odd': its condition `avg\\(n\\) > 1`: \\[MISSING_GROUP_BY\\] .* write Aggregate\\(": Expectation(
+            "odd", "avg(n) > 1"
+        ),
+        "'odd': its left `sum\\(n\\)`: \\[MISSING_GROUP_BY\\]": SumsMatch("sum(n)", "n", name="odd"),
+        "'odd': its condition `explode.*`: \\[UNSUPPORTED_GENERATOR": Expectation("odd", "explode(array(n > 0))"),
+        "'odd': its condition `n >`: \\[PARSE_SYNTAX_ERROR\\]": Expectation("odd", "n >"),
         "'odd': its left gives string, expected a number": SumsMatch("email", "n", name="odd"),
         "'odd': its pattern is no regular expression of Java": Matches("email", r"\p{Nonsense}", name="odd"),
     }
     for problem, rule in wrong.items():
         group = in_force(place, shop(offline="parquet", expectations=[Expectation("fine", "n > 0"), rule]))
-        with pytest.raises(DataError, match=problem):
+        with pytest.raises(DataError, match=f"(?s){problem}"):
             compute(place, now=NOW)
         assert place.table(group).version() is None
 

@@ -33,7 +33,7 @@ from feature_defs.rules import (
     literal,
     name_of,
 )
-from jobs.transforms.rows import all_quoted, reason
+from jobs.transforms.rows import all_quoted, correction, reason
 
 STOPPED = "tidemark expectation broken: "
 MARKS = "_tidemark_rule_"  # what the columns that decide begin with; they never reach a table
@@ -187,7 +187,7 @@ def _check_types(rows: DataFrame, rules: Sequence[Rule]) -> None:
     if not texts:
         return
     try:
-        types = rows.select(*(F.expr(f"({text}\n)").alias(f"c{n}") for n, (_, _, text) in enumerate(texts))).dtypes
+        _, *types = _of_rows(rows, [text for *_, text in texts]).dtypes
     except AnalysisException as error:
         raise _first_fault(rows, texts) or error from error
     for (rule, part, _), (_, kind) in zip(texts, types, strict=True):
@@ -200,11 +200,17 @@ def _check_types(rows: DataFrame, rules: Sequence[Rule]) -> None:
 def _first_fault(rows: DataFrame, texts: Sequence[tuple[Rule, str, str]]) -> DataError | None:
     for rule, part, text in texts:
         try:
-            _ = rows.select(F.expr(f"({text}\n)")).schema
+            _ = _of_rows(rows, [text]).schema
         except AnalysisException as error:  # noqa: PERF203 - the first that fails ends it
             problem = f"its {part} `{text}`: {reason(error)}"
-            return DataError(f"Expectation '{name_of(rule)}'", problem, hint="correct it; nothing was written")
+            hint = f"{correction(error)}; nothing was written"
+            return DataError(f"Expectation '{name_of(rule)}'", problem, hint=hint)
     return None
+
+
+def _of_rows(rows: DataFrame, texts: Sequence[str]) -> DataFrame:
+    """What each gives of a row. An aggregate function fails beside a column, one that makes rows inside another."""
+    return rows.select(EVENT_TIME, *(F.coalesce(F.expr(f"({text}\n)")).alias(f"c{n}") for n, text in enumerate(texts)))
 
 
 def _one_of(column: str, values: Sequence[object]) -> str:

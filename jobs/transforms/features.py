@@ -6,7 +6,8 @@ aggregates  tiles -> states merged over each window, at every event or on a grid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from pyspark.errors import AnalysisException
@@ -18,7 +19,7 @@ from feature_defs import data_types, durations, expressions
 from feature_defs.errors import DataError
 from feature_defs.model import CREATED_TIME, EVENT_TIME, HIDDEN, REJECTED, Aggregate, Entity, Feature, FeatureGroup
 from feature_defs.rules import Unique
-from jobs.transforms.rows import after, all_quoted, reason
+from jobs.transforms.rows import after, all_quoted, correction, reason
 from jobs.transforms.tile_kernel import KernelRows, kernel_rows, supports
 from jobs.transforms.tiles import advanced_rows, group_rows, plan_of, tiles_of
 
@@ -51,7 +52,7 @@ def features_of(
         chosen = rows if after_us is None else rows.where(after(after_us))
         return Features(_one_of_equals(_evaluated(chosen, group, keys), group, keys))
     kernel = None
-    try:
+    with _aggregate_faults(rows, group):
         plan = plan_of(rows, group, keys)
         if after_us is not None and not plan.every and plan.longest is not None:
             rows = rows.where(after(after_us - plan.longest))
@@ -61,8 +62,6 @@ def features_of(
         else:
             aggregated = group_rows(tiles_of(rows, plan), plan, until_us=until_us, after_us=after_us)
             aggregated = in_order(aggregated, keys) if group.every else aggregated
-    except AnalysisException as error:
-        raise _first_aggregate_fault(rows, group) or error from error
     evaluated = _evaluated(aggregated, group, keys)
     as_made = len(group.aggregates) == len(group.features) and evaluated.dtypes == aggregated.dtypes
     return Features(evaluated, kernel if as_made else None)
@@ -70,7 +69,10 @@ def features_of(
 
 def reach(rows: DataFrame, group: FeatureGroup, entity: Entity, changed_us: int) -> int | None:
     """The oldest kept row that counts when rows from a time on are made again; None when any may."""
-    return plan_of(rows, group, list(entity.keys)).reach(changed_us) if group.aggregates else changed_us
+    if not group.aggregates:
+        return changed_us
+    with _aggregate_faults(rows, group):
+        return plan_of(rows, group, list(entity.keys)).reach(changed_us)
 
 
 def changed_rows(
@@ -96,9 +98,10 @@ def changed_rows(
             met = kept.select(*new.columns).alias("k").join(new.select(*clocks).alias("n"), same, "left_semi")
             new = new.unionByName(met)
         return _one_of_equals(new, group, keys), clocks
-    plan = plan_of(rows, group, keys)
     span = {"complete_us": complete_us, "until_us": until_us, "oldest_us": oldest_us}
-    changed = advanced_rows(kept, tiles_of(rows, plan), plan, **span, late=late)
+    with _aggregate_faults(rows, group):
+        plan = plan_of(rows, group, keys)
+        changed = advanced_rows(kept, tiles_of(rows, plan), plan, **span, late=late)
     # a sum of decimals widens with every merge; the table's type stays
     kinds = {field.name: field.dataType for field in kept.schema.fields if field.name.startswith(HIDDEN)}
     changed = changed.select(
@@ -143,19 +146,28 @@ def table_rows(rows: DataFrame, group: FeatureGroup) -> DataFrame:
 def _evaluated(rows: DataFrame, group: FeatureGroup, keys: Sequence[str]) -> DataFrame:
     """Every feature as the type it declares. A column of the rows wins over a feature of the same name."""
     features = _in_need_order(group)
-    texts = {feature.name: _text(feature) for feature in features}
     clocks = [*keys, EVENT_TIME, CREATED_TIME]
-    try:
-        natural = rows.selectExpr(*all_quoted(clocks), *(f"{texts[f.name]}\n AS `{f.name}`" for f in features)).schema
-    except AnalysisException as error:
-        raise _first_fault(rows, group, features, texts) or error from error
-    for feature in features:
-        _check_type(group, feature, natural[feature.name].dataType.simpleString())
-    # a line of its own ends a comment behind the user's expression
-    cast = [f"CAST({texts[f.name]}\n AS {data_types.parse(f.type).spark}) AS `{f.name}`" for f in features]
     kept = [name for name in rows.columns if name.startswith(HIDDEN)] if group.aggregates else []
-    evaluated = rows.selectExpr(*all_quoted(clocks), *cast, *all_quoted(kept))
-    return evaluated.select(*clocks, *(feature.name for feature in group.features), *kept)
+    try:
+        natural = rows.selectExpr(*all_quoted(clocks), *map(_natural, features)).schema
+        for feature in features:
+            _check_type(group, feature, natural[feature.name].dataType.simpleString())
+        evaluated = rows.selectExpr(*all_quoted(clocks), *map(_cast, features), *all_quoted(kept))
+        evaluated = evaluated.select(*clocks, *(feature.name for feature in group.features), *kept)
+        _ = evaluated.schema  # Spark Connect resolves names when they are asked for
+    except AnalysisException as error:
+        raise _first_fault(rows, group, features, clocks, error) from error
+    return evaluated
+
+
+def _natural(feature: Feature) -> str:
+    """The feature as the type that Spark finds. Brackets keep what is left open from reading on into our text, and a
+    line of their own ends a comment behind it."""
+    return f"({_text(feature)}\n) AS `{feature.name}`"
+
+
+def _cast(feature: Feature) -> str:
+    return f"CAST(({_text(feature)}\n) AS {data_types.parse(feature.type).spark}) AS `{feature.name}`"
 
 
 def _text(feature: Feature) -> str:
@@ -175,21 +187,29 @@ def _in_need_order(group: FeatureGroup) -> list[Feature]:
 
 
 def _first_fault(
-    rows: DataFrame, group: FeatureGroup, features: Sequence[Feature], texts: dict[str, str]
-) -> DataError | None:
-    """The first feature that Spark cannot resolve, found one by one only after all together failed."""
+    rows: DataFrame, group: FeatureGroup, features: Sequence[Feature], clocks: Sequence[str], error: AnalysisException
+) -> DataError:
+    """The first feature that Spark cannot evaluate, found one by one only after all together failed."""
     for count in range(1, len(features) + 1):
-        feature = features[count - 1]
+        some = features[:count]
         try:
-            _ = rows.selectExpr(*(f"{texts[f.name]}\n AS `{f.name}`" for f in features[:count])).schema
-        except AnalysisException as error:
-            return _unresolved(group, feature, texts[feature.name], error)
-    return None
+            for texts in (map(_natural, some), map(_cast, some)):
+                _ = rows.selectExpr(*all_quoted(clocks), *texts).schema
+        except AnalysisException as fault:
+            return _unresolved(group, some[-1], _text(some[-1]), fault)
+    return _together(group, error)
 
 
 def _unresolved(group: FeatureGroup, feature: Feature, text: str, error: AnalysisException) -> DataError:
     subject = f"Feature '{group.name}.{feature.name}'"
-    return DataError(subject, f"expression `{text.strip('`')}`: {reason(error)}", hint="correct it")
+    problem = f"expression `{text.strip('`')}`: {reason(error)}"
+    return DataError(subject, problem, hint=correction(error))
+
+
+def _together(group: FeatureGroup, error: AnalysisException) -> DataError:
+    """No feature fails by itself."""
+    problem = f"its features cannot be evaluated: {reason(error)}"
+    return DataError(f"FeatureGroup '{group.name}'", problem, hint=correction(error))
 
 
 _WIDER = {
@@ -244,17 +264,25 @@ def _one_of_equals(rows: DataFrame, group: FeatureGroup, keys: Sequence[str]) ->
 # aggregates
 
 
-def _first_aggregate_fault(rows: DataFrame, group: FeatureGroup) -> DataError | None:
-    """The first aggregate that Spark cannot resolve, found one by one only after all together failed."""
+@contextmanager
+def _aggregate_faults(rows: DataFrame, group: FeatureGroup) -> Iterator[None]:
+    """The first aggregate that Spark cannot evaluate, found one by one only after all together failed."""
+    try:
+        yield
+    except AnalysisException as error:
+        raise _first_aggregate_fault(rows, group, error) from error
+
+
+def _first_aggregate_fault(rows: DataFrame, group: FeatureGroup, error: AnalysisException) -> DataError:
     for feature in group.aggregates:
         assert isinstance(feature.expression, Aggregate)
         alone = replace(group, features=[feature])
         try:
             _ = tiles_of(rows, plan_of(rows, alone, [])).schema
-        except AnalysisException as error:
+        except AnalysisException as fault:
             text = feature.expression.column or feature.expression.where or ""
-            return _unresolved(group, feature, " ".join(text.split()), error)
-    return None
+            return _unresolved(group, feature, " ".join(text.split()), fault)
+    return _together(group, error)
 
 
 def grid_end(newest_us: int, now_us: int, every: str) -> int:

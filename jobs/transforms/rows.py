@@ -6,6 +6,7 @@ source rows -> filter -> transform -> clocks -> marked
 from __future__ import annotations
 
 import inspect
+import re
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
@@ -18,10 +19,17 @@ from connectors.sources import UNREADABLE
 from feature_defs import data_types
 from feature_defs.errors import DataError, listed, near_miss
 from feature_defs.expressions import quoted
-from feature_defs.model import CREATED_TIME, EVENT_TIME, REJECTED, Entity, Source
+from feature_defs.model import CREATED_TIME, EVENT_TIME, HIDDEN, REJECTED, Entity, Source
 
 _DAY_US = 86_400_000_000
 _OPEN_QUOTE = r'(^|,)"([^"]|"")*$'  # of csv: its row may go on in the next line
+_NO_GROUP_BY = "MISSING_GROUP_BY"
+_CORRECTIONS = {
+    _NO_GROUP_BY: 'it sees one row; an aggregate function reads many: write Aggregate("sum", "amount", window="30d")',
+    "UNSUPPORTED_GENERATOR": "it gives one value a row; make more rows of one in a transform",
+    "WINDOW_FUNCTION_WITHOUT_OVER_CLAUSE": "it sees one row: write an Aggregate, or a transform",
+}
+_SUGGESTION = re.compile(r"(?P<before> Did you mean one of the following\? )\[(?P<names>[^\]]*)\]\.?")
 
 
 def prepared(
@@ -162,6 +170,23 @@ def _own(rows: DataFrame) -> list[str]:
     return [name for name in rows.columns if name != UNREADABLE]
 
 
+# what Spark says
+
+
 def reason(error: PySparkException) -> str:
-    """Spark's own words on what is wrong, without its plan dump."""
-    return str(error).split("; line ")[0].split(" SQLSTATE")[0].strip().splitlines()[0]
+    """Spark's own words on what is wrong, without its plan dump and the columns that are ours."""
+    said = str(error).split("; line ")[0].split(" SQLSTATE")[0].strip().splitlines()[0]
+    if error.getCondition() == _NO_GROUP_BY:  # it goes on with advice that fits a query
+        said = said.partition(" Add GROUP BY")[0]
+    return _SUGGESTION.sub(_without_own, said)
+
+
+def correction(error: PySparkException) -> str:
+    """The hint that goes with `reason`."""
+    condition = (error.getCondition() or "").partition(".")[0]
+    return _CORRECTIONS.get(condition, "correct it")
+
+
+def _without_own(found: re.Match[str]) -> str:
+    names = [name for name in found["names"].split(", ") if HIDDEN not in name]
+    return f"{found['before']}[{', '.join(names)}]." if names else ""
