@@ -7,6 +7,7 @@ and averages are exact.
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,7 @@ from pyspark.sql import DataFrame, SparkSession
 from feature_defs.aggregates import AGGREGATES
 from feature_defs.durations import microseconds
 from feature_defs.model import Aggregate, Entity, Feature, FeatureGroup
+from jobs.transforms import tiles
 from jobs.transforms.features import feature_rows, grid_end
 from tests import oracle
 
@@ -156,6 +158,48 @@ def test_aggregates_on_a_grid_equal_the_loops(spark: SparkSession, windows: tupl
     found = feature_rows(frame(spark), wanted, ENTITY, until_us=UNTIL)
     seen = [event for event in events() if oracle.cell(event.time, every) <= UNTIL]
     check(found, wanted, oracle.grid_points(seen, every, UNTIL), seen)
+
+
+def test_entries_of_one_key_become_one_added_in_the_order_in_which_they_came(spark: SparkSession) -> None:
+    """To the bit: what of a sum of doubles is not exact hangs on that order."""
+    draw = random.Random(SEED)
+    sums, least = tiles.Measure("sum", "x", "k", None, floating=True), tiles.Measure("min", "x", "k", None)
+    states = list(sums.function.prepare)
+    schema = f"n int, s array<struct<k: string, {', '.join(f'{name}: double' for name in states)}>>"
+    drawn = [None, 0.1, 0.2, -7.3, 1e16, 1e300, -1e300, 5e-324]
+    cases = [
+        [(draw.choice("pqrstu"), *(draw.choice(drawn) for _ in states)) for _ in range(count)]
+        for count in [0, 1, 1, 2, 2, 3, *range(4, 60)]
+    ]
+    rows = spark.createDataFrame(list(enumerate(cases)), schema).selectExpr(
+        "n", "s", "transform(s, e -> struct(e.k, e.rest AS v)) AS m"
+    )
+    for row in tiles._compacted(rows, [(sums, "s"), (least, "m")]).collect():
+        added: dict[str, list[float | None]] = {}
+        smallest: dict[str, float | None] = {}
+        for key, *values in cases[row.n]:
+            before = added.get(key, [None] * len(values))
+            added[key] = [b if a is None else a if b is None else a + b for a, b in zip(before, values, strict=True)]
+            met = [x for x in (smallest.get(key), values[states.index("rest")]) if x is not None]
+            smallest[key] = min(met, default=None)
+        assert [repr(tuple(entry)) for entry in row.s] == [repr((key, *added[key])) for key in sorted(added)]
+        assert [tuple(entry) for entry in row.m] == sorted(smallest.items())
+
+
+def test_window_of_ten_times_the_distinct_values_takes_no_hundred_times_as_long(spark: SparkSession) -> None:
+    def seconds(distinct: int) -> float:
+        values = ["id DIV 3 AS value", "cast(id DIV 3 as string) AS kind", "true AS counts"]
+        clocks = ["timestamp_seconds(5 * (id % 3)) AS event_time", "cast(null as timestamp) AS created_time"]
+        rows = spark.range(3 * distinct).selectExpr("1L AS case", "'x' AS name", *clocks, *values).localCheckpoint()
+        began = time.monotonic()
+        feature_rows(rows, wanted, ENTITY, until_us=UNTIL).write.format("noop").mode("overwrite").save()
+        return time.monotonic() - began
+
+    keyed = [Called("top_k", "20s"), Called("quantile", "20s"), Called("count", "10s", by="kind")]
+    wanted = FeatureGroup("g", entity=ENTITY, source="s", every=EVERY, features=[called.feature for called in keyed])
+    seconds(10)  # what Spark compiles once
+    few, many = seconds(300), seconds(3000)
+    assert many < 15 * few, (few, many)
 
 
 def test_every_edge_occurs_in_the_cases() -> None:

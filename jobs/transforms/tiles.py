@@ -300,12 +300,13 @@ def _compacted(rows: DataFrame, columns: Sequence[tuple[Measure, str]]) -> DataF
 
 
 def _by_key(column: str, measure: Measure, kind: DataType) -> str:
+    """Sorts the entries once and joins each run of one key: to look for every key among all entries takes the square of
+    their number. In a run they stay as they were gathered, since the rest of an exact sum hangs on their order."""
     assert isinstance(kind, ArrayType)
     assert isinstance(kind.elementType, StructType)
-    own = f"filter(`{column}`, e -> e.k = k)"
     states = []
     for state, merge in measure.function.merge.items():
-        values, type_text = f"transform({own}, e -> e.{state})", kind.elementType[state].dataType.simpleString()
+        values, type_text = f"transform(run, x -> x.e.{state})", kind.elementType[state].dataType.simpleString()
         added = f"if(a IS NULL, v, if(v IS NULL, a, cast(a + v AS {type_text})))"
         joined = {
             SUM: f"aggregate({values}, cast(null AS {type_text}), (a, v) -> {added})",
@@ -313,8 +314,13 @@ def _by_key(column: str, measure: Measure, kind: DataType) -> str:
             MAX: f"array_max({values})",
         }
         states.append(f"'{state}', {joined[merge]}")
-    keys = f"array_sort(array_distinct(transform(`{column}`, e -> e.k)))"
-    return f"transform({keys}, k -> named_struct('k', k, {', '.join(states)}))"
+    ordered = f"sort_array(transform(`{column}`, (e, i) -> struct(e.k AS k, i AS i, e AS e)))"
+    places = "transform(s, (x, i) -> i)"
+    firsts = f"filter({places}, i -> NOT (s[i].k <=> get(s, i - 1).k))"
+    lasts = f"filter({places}, i -> NOT (s[i].k <=> get(s, i + 1).k))"
+    runs = f"zip_with({firsts}, {lasts}, (first, last) -> slice(s, first + 1, last - first + 1))"
+    entries = f"transform({runs}, run -> named_struct('k', run[0].k, {', '.join(states)}))"
+    return f"transform(array({ordered}), s -> {entries})[0]"
 
 
 def _windowed(tiles: DataFrame, plan: TilePlan, *, until_us: int, lower_us: int | None) -> DataFrame:
