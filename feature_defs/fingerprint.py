@@ -30,7 +30,7 @@ def fingerprint(group: FeatureGroup, definitions: Definitions) -> str:
     entity = definitions.entity_of(group)
     meaning: dict[str, Any] = {
         "keys": [[column, _type(kind)] for column, kind in entity.keys.items()],
-        "source": _source(definitions.source_of(group), definitions),
+        "source": source_meaning(definitions.source_of(group), definitions),
         "features": sorted(
             [feature.name, _type(feature.type), _value(feature.expression, group.fit)] for feature in group.features
         ),
@@ -46,7 +46,7 @@ def fingerprint(group: FeatureGroup, definitions: Definitions) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _source(source: Source, definitions: Definitions) -> dict[str, Any]:
+def source_meaning(source: Source, definitions: Definitions) -> dict[str, Any]:
     """What decides a source's rows. Of a group that is all that decides its own table, and which version of it."""
     if source.format == GROUP_FORMAT:
         group = definitions.groups[source.name]
@@ -63,7 +63,7 @@ def _source(source: Source, definitions: Definitions) -> dict[str, Any]:
         meaning["multi_line"] = True
     if source.inputs:
         names = source.input_names
-        meaning["inputs"] = {name: _source(definitions.source_named(name), definitions) for name in names}
+        meaning["inputs"] = {name: source_meaning(definitions.source_named(name), definitions) for name in names}
         meaning["sql"], meaning["transform"] = _sql(source.sql), transform_digest(source.transform)
     return meaning
 

@@ -2,8 +2,9 @@
 
     group -> words (clean= in order, then features) -> Fit(word, range, digest)
 
-The digest names the file of the fitted values. It covers all that decides them: the source and its transform, the word,
-its range, and those steps before it that change its column or drop rows. A step on another column does not refit it.
+The digest names the file of the fitted values. It covers all that decides them: the source with what it is made of, the
+group's transform, the word, its range, and those steps before it that change its column or drop rows. A step on another
+column does not refit it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 
 from feature_defs import cleaning, expressions
 from feature_defs.cleaning import DropNull, Fill, Word
-from feature_defs.fingerprint import transform_digest
-from feature_defs.model import Definitions, FeatureGroup
+from feature_defs.fingerprint import source_meaning, transform_digest
+from feature_defs.model import GROUP_FORMAT, Definitions, FeatureGroup
 
 
 @dataclass(frozen=True)
@@ -80,5 +81,7 @@ def _digest(group: FeatureGroup, definitions: Definitions, words: Sequence[Word]
         "transform": transform_digest(group.transform),
         "words": [cleaning.meaning(word, group.fit) for word in words],
     }
+    if source.inputs or source.format == GROUP_FORMAT:
+        meaning["made_of"] = source_meaning(source, definitions)
     text = json.dumps(meaning, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

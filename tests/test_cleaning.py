@@ -240,6 +240,15 @@ def test_a_new_range_or_a_new_version_refits_and_the_old_range_finds_its_values_
     assert told(place)[0]["values"] == {"median": 900000.0}
 
 
+def test_values_are_fitted_again_when_the_sql_of_a_source_changes(place: Place, raw: DataFrame) -> None:
+    made = group(Feature("z", "double", Standardise("amount")), source="net", fit=FIT)
+    for amount in ("amount", "amount * 100"):
+        sql = f"SELECT customer_id, at, {amount} AS amount FROM {{purchases}} WHERE amount IN (10, 20)"
+        register(place, customer, purchases, Source("net", sql=sql, inputs=[purchases], event_time="at"), made)
+        assert compute(place, now=NOW).groups[0].fitted == ("Standardise(amount) on 2 rows",)
+        assert sorted(row.z for row in place.table(made).read().collect()) == [-1.0, 1.0]
+
+
 def test_of_two_racing_runs_the_second_applies_the_values_of_the_first(
     place: Place, raw: DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:

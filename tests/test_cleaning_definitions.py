@@ -306,6 +306,43 @@ def test_a_change_refits_what_hangs_on_it_and_nothing_else() -> None:
     assert refitted(lambda: digests(replace(FULL, clean=[*FULL.clean, Clip("n", low=0)]))) == set()
 
 
+def test_a_change_of_what_a_source_is_made_of_refits() -> None:
+    def digest(source: Source | FeatureGroup, *others: Any) -> str:
+        made = group(Feature("z", "double", Standardise("amount")), source=source, fit=FIT)
+        (fit,) = fits_of(made, checked(customer, orders, source, *others, made))
+        return fit.digest
+
+    def net(**way: Any) -> Source:
+        return Source("net", event_time="at", **{"inputs": [orders], **way})
+
+    def twice(orders: Any) -> Any:
+        return orders.union(orders)
+
+    def distinct(orders: Any) -> Any:
+        return orders.distinct()
+
+    def upstream(expression: str) -> FeatureGroup:
+        return replace(group(Feature("amount", "double", expression)), name="upstream")
+
+    few = Source("few", path="lake://raw/orders", event_time="at", filter="amount > 0")
+    every = {
+        digest(net(sql="SELECT * FROM {orders}")),
+        digest(net(sql="SELECT *, amount * 100 AS amount FROM {orders}")),
+        digest(net(sql="SELECT * FROM {few}", inputs=[few]), few),
+        digest(net(sql="SELECT * FROM {few}", inputs=[few]), replace(few, filter="amount > 1")),
+        digest(net(transform=twice)),
+        digest(net(transform=distinct)),
+        digest(upstream("amount")),
+        digest(upstream("amount * 100")),
+    }
+    assert len(every) == 8
+    assert digest(net(sql="SELECT  *\n FROM {orders}")) == digest(net(sql="SELECT * FROM {orders}"))
+
+
+def test_digest_of_a_source_that_lies_at_a_path_is_the_one_of_files_that_are_there() -> None:
+    assert digests(FULL)["Fill(amount, median)"] == "cd12a8e7421e3101"
+
+
 # --- the files ---
 
 VALUES = {"mean": 0.1 + 0.2, "edges": [1e-320, 1.7976931348623157e308], "vocabulary": ["é", "", "a\nb'\""]}
