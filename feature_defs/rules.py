@@ -79,7 +79,7 @@ class Matches:
 
 @dataclass(frozen=True)
 class RowCount:
-    """How many rows the table has."""
+    """How many rows a run writes: with `--full` all that the table has."""
 
     at_least: int | None = None
     at_most: int | None = None
@@ -89,7 +89,7 @@ class RowCount:
 
 @dataclass(frozen=True)
 class Freshness:
-    """The newest event_time is at most this old when the group is computed."""
+    """The newest event_time of the rows that a run writes is at most this old then."""
 
     age: str
     severity: str = field(default="warn", kw_only=True)
