@@ -18,6 +18,7 @@ from pyspark.sql import DataFrame
 from connectors import embedded_redis
 from connectors.online_answer import EXPIRED, MISSING, PRESENT
 from connectors.redis_online import open_redis
+from connectors.watermarks import loaded_fields
 from feature_defs import Entity, Feature, FeatureGroup, Service, Source
 from feature_defs.data_types import ARRAY_ELEMENTS, FEATURE_TYPES, KEY_TYPES
 from feature_defs.errors import DataError, OnlineStoreError, UsageError
@@ -333,7 +334,7 @@ def test_value_that_no_reader_could_read_fails_the_load(
     with pytest.raises(DataError, match=f"^FeatureGroup 'spend': {problem}"):
         verify(online_place, now=NOW)
     with open_redis(online_address(online_place)) as store:
-        assert not store.loaded_fields()
+        assert not loaded_fields(store)
     assert not [file for file in files_in(online_place, "features") if "_online/" in file]
 
 
