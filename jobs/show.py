@@ -127,9 +127,11 @@ def expression_text(feature: Feature) -> str:
         return cleaning.text(value)
     if not isinstance(value, Aggregate):
         return expressions.one_line(value) if value else feature.name
+    numbers = "".join(f", {name}={n}" for name, n in (("k", value.k), ("q", value.q)) if n is not None)
+    by = f" by {value.by}" if value.by else ""
     window = f" over {value.window}" if value.window else ""
     where = f" where {value.where}" if value.where else ""
-    return f"{value.function}({value.column or '*'}){window}{where}"
+    return f"{value.function}({value.column or '*'}{numbers}){by}{window}{where}"
 
 
 def _group_lineage(group: FeatureGroup, definitions: Definitions) -> dict[str, tuple[str, ...]]:

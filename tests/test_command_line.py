@@ -17,8 +17,9 @@ import pytest
 
 from connectors.adls_files import AdlsFileStore
 from connectors.file_store import use_file_stores
-from feature_defs import errors
+from feature_defs import Aggregate, Feature, errors
 from jobs.command_line import VERBS, main, overview, verb_parser
+from jobs.show import expression_text
 from tests.definition_files import GOOD, edited, write, write_place
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -395,6 +396,19 @@ def test_show_tells_what_a_thing_is_made_from_and_what_uses_it(
     text = applied("show", name).out
     assert text.startswith(f"{kind} {name.partition('.')[0]}\n")
     assert all(f"  {role}: {', '.join(names)}" in text for role, names in lineage.items())
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "text"),
+    [
+        (Aggregate("sum", "due", by="city", window="3d", where="due > 0"), "sum(due) by city over 3d where due > 0"),
+        (Aggregate("last_k", "city", k=3), "last_k(city, k=3)"),
+        (Aggregate("quantile", "fare", q=0.95), "quantile(fare, q=0.95)"),
+        (Aggregate("count"), "count(*)"),
+    ],
+)
+def test_an_aggregate_is_shown_with_all_that_it_says(aggregate: Aggregate, text: str) -> None:
+    assert expression_text(Feature("one", "double", aggregate)) == text
 
 
 def test_show_of_a_feature_shows_that_one_only(applied: Run) -> None:
