@@ -19,7 +19,7 @@ from feature_defs import durations
 from feature_defs.errors import TidemarkError, UsageError
 from feature_defs.inputs import in_order
 from jobs import arguments
-from jobs.group_run import Backfill, ComputedGroup, Options, compute_group
+from jobs.group_run import AS_ASKED, FIRST_RUN, Backfill, ComputedGroup, Options, compute_group
 from jobs.inputs import refuse_after_failure
 from jobs.place import Place, chosen_groups, new_run, now_us
 from jobs.report import counted, step, table
@@ -43,7 +43,11 @@ class ComputeReport:
             (f"{g.group} v{g.version}", g.how, g.rows, g.rejected, g.table_version, g.seconds) for g in self.groups
         ]
         told = [table(["group", "computed", "rows", "rejected", "table version", "seconds"], lines)]
+        if not self.groups:
+            told = ["  no group: all are deprecated; compute one with --group NAME"]
         for group in self.groups:
+            if group.why not in ("", FIRST_RUN, AS_ASKED):
+                told.append(f"  {group.group}: {group.how}, {group.why}")
             if group.extra_columns:
                 told.append(
                     f"  {group.group}: the source has columns its schema lacks: {', '.join(group.extra_columns)}"

@@ -49,7 +49,7 @@ from jobs.transforms.features import changed_rows, feature_rows, features_of, gr
 from jobs.transforms.rows import after, all_quoted, prepared, reasons
 
 MOST_GRID_POINTS = 1_000_000  # a century of hours; one stray row of the year 1 must not become millions of rows
-AS_ASKED = "as asked"
+FIRST_RUN, AS_ASKED = "its first run", "as asked"
 FULL, ADDED, BACKFILL, NOTHING = "full", "added", "backfill", "nothing new"
 
 
@@ -270,7 +270,7 @@ def planned(job: _Job, *, whole: str) -> Work:
     """How much is to be computed, told without reading a row. `whole` is a reason why it must be all, or empty."""
     version = job.table.version()
     if version is None:
-        return Work(FULL, "its first run")
+        return Work(FULL, FIRST_RUN)
     note = job.table.note(version)
     if whole:
         return Work(FULL, whole, version=version)

@@ -730,6 +730,7 @@ def test_deprecated_groups_are_computed_only_by_name(place: Place, raw: DataFram
     in_force(place, spend(offline="parquet", status="deprecated"))
     report: ComputeReport = compute(place, now=NOW)
     assert report.groups == ()
+    assert report.text().startswith("  no group: all are deprecated; compute one with --group NAME\n0 rows computed")
     assert len(compute(place, ["spend"], now=NOW).groups) == 1
 
 

@@ -136,10 +136,11 @@ def test_source_that_was_rewritten_is_computed_in_full_and_the_report_says_why(
 ) -> None:
     group = in_force(place, "grid", source=source)
     put(place, table(FIRST, TYPES), "lake://raw/sales", source)
-    computed(place)
+    assert f"{group.name}: full" not in compute(place, now=NOW).text()
     put(place, table(SECOND, TYPES), "lake://raw/sales", source)
-    found = computed(place)
-    assert (found.how, found.why) == ("full", "its source did not only grow")
+    report = compute(place, now=NOW)
+    assert (report.groups[0].how, report.groups[0].why) == ("full", "its source did not only grow")
+    assert f"  {group.name}: full, its source did not only grow\n" in report.text()
     assert {row["customer_id"] for row in place.table(group).read().collect()} == {"c1", "c2", "c3"}
 
 
