@@ -7,6 +7,8 @@ footers of each table's files -> those within [oldest spine time - ttl, newest] 
 from __future__ import annotations
 
 import datetime
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from connectors.file_store import data_files, open_file_store
@@ -19,7 +21,7 @@ from feature_defs.model import EVENT_TIME
 from jobs.joining import near_files, span_of, way_of, why_of
 from jobs.place import Place, find_service, time_of
 from jobs.report import counted, table
-from jobs.spines import format_of
+from jobs.spines import SpineWords, check_names, format_of
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,18 @@ def explain(
     *,
     service: str,
     spine_format: str = "",
+    keys: Mapping[str, str] | None = None,
     event_time: str = EVENT_TIME,
+    labels: Sequence[str] = (),
     prefix: bool = False,
 ) -> ExplainReport:
     """The plan of a training set over a Parquet or Delta spine."""
     snapshot, found = find_service(place, service)
-    files = _spine_files(place, spine, spine_format, event_time)
-    columns = files[0].columns if files else ()
+    files, folders = _spine_files(place, spine, spine_format, event_time)
+    columns = tuple(dict.fromkeys([*files[0].columns, *folders])) if files else ()
+    if files:
+        words = SpineWords(spine_format, keys or {}, event_time, labels)
+        check_names(columns, words, found, snapshot.definitions)
     plan = plan_join(found, snapshot.definitions, spine_columns=columns, prefix=prefix, rules=TimeRules())
     rows = sum(file.rows for file in files)
     times = [(file.oldest_us, file.newest_us) for file in files if file.rows]
@@ -119,7 +126,10 @@ def explain(
     )
 
 
-def _spine_files(place: Place, path: str, spine_format: str, event_time: str) -> list[FileStats]:
+def _spine_files(
+    place: Place, path: str, spine_format: str, event_time: str
+) -> tuple[list[FileStats], tuple[str, ...]]:
+    """What the footers tell, and the columns that folders name: `day=2026-01-01`."""
     uri = place.lakes.uri(path)
     store, kind = open_file_store(uri), spine_format or format_of(uri)
     if kind == "delta":
@@ -129,4 +139,5 @@ def _spine_files(place: Place, path: str, spine_format: str, event_time: str) ->
     else:
         hint = "write it as parquet or delta, or run the training set"
         raise UsageError(f"Spine '{path}'", f"is {kind}, which tells nothing without being read", hint=hint)
-    return files_stats(store, uris, event_time)
+    folders = re.findall(r"/([^/=]+)=[^/]*(?=/)", uris[0].removeprefix(uri)) if uris else []
+    return files_stats(store, uris, event_time), tuple(folders)

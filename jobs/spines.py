@@ -111,18 +111,22 @@ def open_spine(
 ) -> Spine:
     """The spine of a service, read, mapped and looked at; with parts, only their rows, each with its part."""
     words = words or SpineWords()
-    declared = _declared_keys(service, definitions)
-    if unknown := next((key for key in words.keys if key not in declared), None):
-        hint = near_miss(unknown, declared) + "write --key KEY_OF_ENTITY=COLUMN_OF_SPINE"
-        problem = f"'{unknown}' is no key of service '{service.name}' ({listed(declared)})"
-        raise UsageError("Option --key", problem, hint=hint)
+    declared = _declared_keys(service, definitions, words)
     if isinstance(given, str):
         spine = read_spine(place, given, words.format, typed=_typed(words, declared), version=words.version)
     else:
         spine = _in_memory(place, given)
-    _check_words(spine, words, declared, parts)
+    _check_words(spine.rows.columns, words, declared, parts)
     refuse_label_leaks(service, definitions, words.labels)
     return _looked_at(place, spine, words, declared, parts=tuple(parts), now=now)
+
+
+def check_names(names: Sequence[str], words: SpineWords, service: Service, definitions: Definitions) -> None:
+    """What `open_spine` refuses, as far as the names of a spine's columns tell it."""
+    declared = _declared_keys(service, definitions, words)
+    _check_words(names, words, declared, ())
+    refuse_label_leaks(service, definitions, words.labels)
+    _check_has([*names, *words.keys, *([EVENT_TIME] if words.event_time != EVENT_TIME else [])], declared)
 
 
 def read_spine(
@@ -185,30 +189,40 @@ def check_spine(spine: DataFrame, plan: JoinPlan) -> None:
 
 def check_columns(spine: DataFrame, declared: Mapping[str, tuple[str, str]]) -> None:
     types = {field.name: field.dataType.simpleString() for field in spine.schema.fields}
-    shown = [name for name in types if not name.startswith(HIDDEN)]
-    if EVENT_TIME not in types:
-        hint = near_miss(EVENT_TIME, shown) + "name the spine's time column with --event-time"
-        raise DataError("Spine", f"has no column '{EVENT_TIME}' ({listed(shown)})", hint=hint)
+    _check_has(list(types), declared)
     if types[EVENT_TIME] not in ("timestamp", "timestamp_ntz", "date"):
         problem = f"{EVENT_TIME} is {types[EVENT_TIME]}, expected timestamp or date"
         raise DataError("Spine", problem, hint="cast it; a naive time is taken as UTC")
     for key, (text, group) in declared.items():
         kind = data_types.parse(text)
-        if key not in types:
-            problem = f"has no key column '{key}' of group '{group}' ({listed(shown)})"
-            hint = near_miss(key, shown) + f"name the spine's column with --key {key}=COLUMN"
-            raise DataError("Spine", problem, hint=hint)
         if not data_types.is_key_of(types[key], kind):
             problem = f"key '{key}' is {types[key]}, group '{group}' declares {kind.spark}"
             raise DataError("Spine", problem, hint=f"cast the spine's column to {kind.spark}")
 
 
-def _declared_keys(service: Service, definitions: Definitions) -> dict[str, tuple[str, str]]:
-    """Each key of the service's groups once: its declared type, and a group that declares it."""
+def _check_has(names: Sequence[str], declared: Mapping[str, tuple[str, str]]) -> None:
+    shown = [name for name in names if not name.startswith(HIDDEN)]
+    if EVENT_TIME not in names:
+        hint = near_miss(EVENT_TIME, shown) + "name the spine's time column with --event-time"
+        raise DataError("Spine", f"has no column '{EVENT_TIME}' ({listed(shown)})", hint=hint)
+    for key, (_, group) in declared.items():
+        if key not in names:
+            problem = f"has no key column '{key}' of group '{group}' ({listed(shown)})"
+            hint = near_miss(key, shown) + f"name the spine's column with --key {key}=COLUMN"
+            raise DataError("Spine", problem, hint=hint)
+
+
+def _declared_keys(service: Service, definitions: Definitions, words: SpineWords) -> dict[str, tuple[str, str]]:
+    """Each key of the service's groups once: its declared type, and a group that declares it. UsageError when the words
+    name another."""
     found: dict[str, tuple[str, str]] = {}
     for group, _ in definitions.features_of(service):
         for key, text in definitions.entity_of(group).keys.items():
             found.setdefault(key, (text, group.name))
+    if unknown := next((key for key in words.keys if key not in found), None):
+        hint = near_miss(unknown, found) + "write --key KEY_OF_ENTITY=COLUMN_OF_SPINE"
+        problem = f"'{unknown}' is no key of service '{service.name}' ({listed(found)})"
+        raise UsageError("Option --key", problem, hint=hint)
     return found
 
 
@@ -289,10 +303,10 @@ def _column_for_spark(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _check_words(
-    spine: Spine, words: SpineWords, declared: Mapping[str, tuple[str, str]], parts: Sequence[Part]
+    names: Sequence[str], words: SpineWords, declared: Mapping[str, tuple[str, str]], parts: Sequence[Part]
 ) -> None:
     """UsageError when an option names a column that the spine does not have, or one that it must not have."""
-    columns = [name for name in spine.rows.columns if name != UNREADABLE]
+    columns = [name for name in names if name != UNREADABLE]
     if hidden := next((name for name in columns if name.lower().startswith(HIDDEN)), None):
         problem = f"has a column '{hidden}', a name that is Tidemark's own"
         raise DataError("Spine", problem, hint="drop it from the spine, or rename it")

@@ -476,7 +476,9 @@ def run(place: Place, args: argparse.Namespace) -> TrainingSetReport | ExplainRe
             args.spine,
             service=args.service,
             spine_format=args.spine_format,
+            keys=named_columns(args.keys),
             event_time=args.event_time,
+            labels=args.labels,
             prefix=args.prefix,
         )
     return training_set(

@@ -8,11 +8,12 @@ import pytest
 
 from connectors.file_store import local_path
 from feature_defs import Entity, Feature, FeatureGroup, Service, Source
-from feature_defs.errors import UsageError
+from feature_defs.errors import TidemarkError, UsageError
 from jobs.compute import compute
 from jobs.explain import explain
 from jobs.joining import way_of
 from jobs.place import Place
+from jobs.training_set import training_set
 from tests.lab import NOW, Table, files_in, register
 
 TYPES = "customer_id string, amount double, at timestamp"
@@ -94,6 +95,29 @@ def test_spine_that_does_not_tell_its_times_leaves_no_file_out(ready: Place, tab
     told = explain(ready, "lake://raw/silent", service="churn")
     assert (told.oldest, [plan.files for plan in told.groups]) == (None, [3, 3, 3])
     assert "of unknown times" in told.text()
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "delta"])
+def test_columns_that_the_spine_lacks_are_refused_as_a_run_refuses_them(
+    ready: Place, table: Table, file_format: str
+) -> None:
+    rows = table("client | asked_at | day\na | 2026-01-10 18:00:00 | 10", "asked_at timestamp, day int")
+    rows.write.partitionBy("day").format(file_format).save(ready.lakes.uri("lake://raw/spine"))
+    good = {"keys": {"customer_id": "client"}, "event_time": "asked_at"}
+    for words in (
+        {**good, "keys": {"customer_id": "clint"}},
+        {**good, "keys": {"costumer_id": "client"}},
+        {**good, "event_time": "askd_at"},
+        {**good, "labels": ["lable"]},
+        {"keys": good["keys"]},
+        {"event_time": "asked_at"},
+    ):
+        with pytest.raises(TidemarkError) as run:
+            training_set(ready, "lake://raw/spine", service="churn", out="lake://work/out", **words)
+        with pytest.raises(TidemarkError) as plan:
+            explain(ready, "lake://raw/spine", service="churn", **words)
+        assert (type(plan.value), str(plan.value)) == (type(run.value), str(run.value))
+    assert explain(ready, "lake://raw/spine", service="churn", **good, labels=["day"]).spine_rows == 1
 
 
 def test_ways_follow_from_the_rows_and_from_what_a_task_can_read(ready: Place) -> None:
