@@ -9,7 +9,6 @@ as the staging of a merge, goes into a lake folder beside it.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from pyspark.sql import DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from connectors.delta_log import commit_actions, commits, delta_version, note_in
+from connectors.delta_log import Action, commit_actions, commits, delta_version, info_in, note_of, restored_by
 from connectors.file_store import FileStore, check_writable, open_file_store
 from feature_defs.errors import LakeError
 from feature_defs.expressions import quoted
@@ -41,11 +40,13 @@ _UPKEEP = re.compile(
 
 @dataclass(frozen=True)
 class Commit:
-    """A version's own note, empty where its commit has none, and whether it is known to have changed no row."""
+    """A version's own note, empty where its commit has none, whether it is known to have changed no row, and the
+    version that it is a RESTORE of."""
 
     version: int
     note: Mapping[str, Any]
     is_upkeep: bool = False
+    restored: int | None = None
 
 
 class DeltaAddress(Protocol):
@@ -112,13 +113,14 @@ class Folder:
 
     def commits(self, until: int | None = None) -> Iterator[Commit]:
         newest = self.newest() if until is None else until
-        return (Commit(version, self._note(version)) for version in range(-1 if newest is None else newest, -1, -1))
+        return (self._commit(version) for version in range(-1 if newest is None else newest, -1, -1))
 
-    def _note(self, version: int) -> Mapping[str, Any]:
+    def _commit(self, version: int) -> Commit:
         try:
-            return note_in(commit_actions(self.files, self.uri, version))
+            info = info_in(commit_actions(self.files, self.uri, version))
         except FileNotFoundError:  # cleaned up by Delta's own retention
-            return {}
+            info = {}
+        return Commit(version, note_of(info), restored=restored_by(info))
 
     def loaded(self, reader: DataFrameReader) -> DataFrame:
         return reader.load(self.uri)
@@ -188,12 +190,12 @@ class CatalogTable:
         limit = "" if most is None else f" LIMIT {most}"
         try:
             found = self.spark.sql(f"DESCRIBE HISTORY {self.sql}{limit}")
-            rows = found.select("version", "operation", "userMetadata").collect()
+            rows = found.select("version", "operation", "operationParameters", "userMetadata").collect()
         except Exception as error:
             if _NOT_THERE.search(str(error)):
                 return []
             raise self.explained(error) or error from error
-        return [_commit(row["version"], row["operation"] or "", row["userMetadata"] or "") for row in rows]
+        return [_commit(row["version"], row.asDict()) for row in rows]
 
     def times_us(self) -> dict[int, int]:
         """When each version was written."""
@@ -303,10 +305,10 @@ class CatalogTable:
         return None
 
 
-def _commit(version: int, operation: str, told: str) -> Commit:
-    note = dict(json.loads(told)) if told.startswith("{") else {}
-    made_empty = operation == "CREATE TABLE"
-    return Commit(version, note, is_upkeep=not note and (made_empty or _UPKEEP.match(operation) is not None))
+def _commit(version: int, info: Action) -> Commit:
+    note, operation = note_of(info), info["operation"] or ""
+    is_upkeep = not note and (operation == "CREATE TABLE" or _UPKEEP.match(operation) is not None)
+    return Commit(version, note, is_upkeep, restored_by(info))
 
 
 def _said(text: str) -> str:

@@ -40,6 +40,7 @@ _COLUMNS = (
 )
 
 _STATS = "add.stats"
+_BEFORE_FIRST = -1
 Action = Mapping[str, Any]
 
 
@@ -70,11 +71,26 @@ def commits(files: FileStore, uri: str) -> list[int]:
     return [int(name[:20]) for name in names if re.fullmatch(r"\d{20}\.json", name)]
 
 
-def note_in(actions: Iterator[Action]) -> dict[str, Any]:
+def info_in(actions: Iterable[Action]) -> Action:
+    """What a commit says of itself."""
+    return next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
+
+
+def note_of(info: Action) -> dict[str, Any]:
     """What the run says that made a commit; nothing where somebody else did, who may say what they like."""
-    infos = (action["commitInfo"].get("userMetadata") for action in actions if "commitInfo" in action)
-    text = next(infos, None) or ""
+    text = info.get("userMetadata") or ""
     return dict(json.loads(text)) if text.startswith("{") else {}
+
+
+def restored_by(info: Action) -> int | None:
+    """The version whose rows a RESTORE brought back; None of another operation.
+
+    One that names a time does not say which: it is taken as one before the first, which says nothing.
+    """
+    if info.get("operation") != "RESTORE":
+        return None
+    version = (info.get("operationParameters") or {}).get("version")
+    return _BEFORE_FIRST if version is None else int(version)
 
 
 def delta_version(
@@ -122,9 +138,15 @@ def file_key(action: Action) -> tuple[str, str]:
 
 
 def _note(files: FileStore, uri: str, numbers: Sequence[int]) -> dict[str, Any]:
-    """Of the newest commit with a note: maintenance by others has none."""
-    notes = (note_in(commit_actions(files, uri, number)) for number in sorted(numbers, reverse=True))
-    return next((note for note in notes if note), {})
+    """Of the newest commit with a note: maintenance by others has none, and RESTORE brings one back."""
+    for number in sorted(numbers, reverse=True):
+        info = info_in(commit_actions(files, uri, number))
+        restored = restored_by(info)
+        if restored is not None:
+            return _note(files, uri, [older for older in numbers if older <= restored])
+        if note := note_of(info):
+            return note
+    return {}
 
 
 def whole_checkpoints(names: Iterable[str]) -> dict[int, list[tuple[str, ...]]]:

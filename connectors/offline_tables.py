@@ -26,7 +26,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from connectors.delta_addresses import ALL, FEED, CatalogTable, DeltaAddress, Folder
+from connectors.delta_addresses import ALL, FEED, CatalogTable, Commit, DeltaAddress, Folder
 from connectors.delta_commit import STATS, has_checkpoint, knows_bounds, may_replace, replacing
 from connectors.delta_log import Action, DeltaVersion, commit_actions, commit_uri, delta_version
 from connectors.file_store import FileStore, check_writable, open_file_store
@@ -90,7 +90,8 @@ class OfflineTable(Protocol):
         did neither. None when the table does not tell; whether vacuum took their files shows when they are read."""
 
     def note(self, version: int) -> Note:
-        """The note of the newest version up to this one that has one: maintenance writes none."""
+        """The note of the newest version up to this one that has one: maintenance writes none. Of a version that was
+        brought back, by RESTORE, that version's; none where it is not known which that was."""
 
     def replace(self, rows: DataFrame, note: Note) -> int:
         """Make these rows the table's whole content; gives the new version. Readers see the old rows or the new."""
@@ -240,11 +241,17 @@ class DeltaOfflineTable:
     def note(self, version: int) -> Note:
         upkeep: list[bool] = []
         for commit in self.at.commits(version):
-            if commit.note:
+            if commit.note or commit.restored is not None:
                 by_others = {MAINTAINED: "by others"} if upkeep and all(upkeep) else {}
-                return {**commit.note, **by_others}
+                return {**self._said(commit), **by_others}
             upkeep.append(commit.is_upkeep)
         return {}
+
+    def _said(self, commit: Commit) -> Note:
+        """A commit's note; of a RESTORE, which changes rows, that of the version that it brought back."""
+        if commit.restored is None:
+            return commit.note
+        return {name: value for name, value in self.note(commit.restored).items() if name != MAINTAINED}
 
     def replace(self, rows: DataFrame, note: Note, *, partition_by: Sequence[str] = ()) -> int:
         """As any table's; `partition_by` gives each value of these columns a folder."""

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from connectors.delta_log import commit_actions, commits, note_in
+from connectors.delta_log import commit_actions, commits, info_in, note_of
 from connectors.file_store import FileStore, open_file_store
 from connectors.lakes import Lakes, joined
 from feature_defs.errors import TidemarkError
@@ -93,5 +93,5 @@ def _run_of(files: FileStore, uri: str) -> str | None:
 
 def _delta_runs(files: FileStore, uri: str) -> set[str]:
     """The runs whose versions a Delta dataset has."""
-    notes = (note_in(commit_actions(files, uri, version)) for version in commits(files, uri))
+    notes = (note_of(info_in(commit_actions(files, uri, version))) for version in commits(files, uri))
     return {str(note["run"]) for note in notes if "run" in note}

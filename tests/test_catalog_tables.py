@@ -19,8 +19,9 @@ import pytest
 from pyspark.sql import DataFrame
 
 from connectors.delta_addresses import CatalogTable
+from connectors.delta_log import delta_version
 from connectors.file_store import LocalFileStore
-from connectors.offline_tables import MAINTAINED, WENT, DeltaOfflineTable, Span, catalog_table
+from connectors.offline_tables import MAINTAINED, WENT, DeltaOfflineTable, Span, catalog_table, delta_table
 from connectors.readable import what_is_gone
 from connectors.table_maintenance import Upkeep, maintain_table, past_maintenance
 from connectors.table_stats import table_bytes
@@ -250,6 +251,38 @@ def test_upkeep_by_others_neither_hides_a_note_nor_stops_a_job(kept: DeltaOfflin
 
     assert kept.note(past_maintenance(kept, write))["run"] == "four"
     assert kept.read().count() == 4
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_version_that_was_restored_says_what_it_said(kept: DeltaOfflineTable, is_named: bool) -> None:
+    """A deletion by others does not: what was written before it is still there."""
+    chosen = kept if is_named else delta_table(kept.spark, f"{kept.at.beside}/t")
+    rows = keyed(kept, ("a", "2026-01-01", 1), ("z", "2026-01-01", 7))
+    first = chosen.replace(rows, {"run": "one", MAINTAINED: "m"})
+    second = chosen.append(keyed(kept, ("b", "2026-01-02", 2)), {"run": "two"}, after=first)
+
+    def newest_after(statement: str) -> int:
+        kept.spark.sql(statement.format(table=chosen.at.sql)).collect()
+        return chosen.version() or 0
+
+    restored = newest_after(f"RESTORE TABLE {{table}} TO VERSION AS OF {first}")
+    said = {"run": "one", "commit": chosen.note(first)["commit"]}
+    assert (restored, chosen.note(restored)) == (second + 1, said)
+    deleted = newest_after("DELETE FROM {table} WHERE amount = 7")
+    assert (deleted, chosen.note(deleted)) == (restored + 1, said)
+    again = newest_after(f"RESTORE TABLE {{table}} TO VERSION AS OF {restored}")
+    assert (again, chosen.note(again)) == (deleted + 1, said)
+    third = chosen.append(keyed(kept, ("c", "2026-01-03", 3)), {"run": "three"}, after=again)
+    assert [chosen.note(version)["run"] for version in (second, third)] == ["two", "three"]
+    history = kept.spark.sql(f"DESCRIBE HISTORY {chosen.at.sql}").where(f"version = {second}")
+    (written,) = history.selectExpr("string(timestamp)").collect()[0]
+    by_time = newest_after(f"RESTORE TABLE {{table}} TO TIMESTAMP AS OF '{written}'")
+    assert (by_time, chosen.note(by_time)) == (third + 1, {})
+    if not is_named:
+        for version in chosen.versions():
+            found = delta_version(LocalFileStore(), chosen.uri, "t", version)
+            assert found is not None
+            assert found.note.get("run") == chosen.note(version).get("run")
 
 
 # what is in the way

@@ -20,7 +20,7 @@ from pyspark.sql import DataFrame
 
 from connectors.file_store import local_path
 from feature_defs import Aggregate, Entity, Expectation, Feature, FeatureGroup, Source
-from feature_defs.errors import LakeError, TidemarkError, UsageError
+from feature_defs.errors import DataError, LakeError, TidemarkError, UsageError
 from jobs.compute import ComputedGroup, compute
 from jobs.place import Place
 from tests.lab import NOW, Table, of_kind, put, register
@@ -154,6 +154,28 @@ def test_compaction_of_a_delta_source_adds_nothing(place: Place, table: Table) -
     add(place, table(THIRD, TYPES), "delta")
     assert (computed(place).how, computed(place).how) == ("added", "nothing new")
     check_equal_to_a_full_run(place, group)
+
+
+def test_rows_that_a_restore_of_the_table_undid_are_added_again(place: Place, table: Table) -> None:
+    group = in_force(place, "rows")
+    for text in (FIRST, SECOND):
+        add(place, table(text, TYPES), "parquet")
+        computed(place)
+    whole = rows_of(place, group)
+    place.spark.sql(f"RESTORE TABLE delta.`{place.table(group).uri}` TO VERSION AS OF 0")
+    assert rows_of(place, group) != whole
+    assert (computed(place).how, rows_of(place, group)) == ("added", whole)
+
+
+def test_table_restored_to_another_definition_is_not_taken_for_one_of_this(place: Place, table: Table) -> None:
+    add(place, table(FIRST, TYPES), "parquet")
+    for amount in ("amount", "amount * 1000"):
+        group = in_force(place, "rows", features=[Feature("amount", "double", amount)])
+        computed(place)
+    place.spark.sql(f"RESTORE TABLE delta.`{place.table(group).uri}` TO VERSION AS OF 0")
+    with pytest.raises(DataError, match="its table was computed with definitions"):
+        place.computed(place.applied(), group)
+    assert computed(place).why == "its definition changed"
 
 
 @pytest.mark.parametrize("offline", ["delta", "parquet"])
