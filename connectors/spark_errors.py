@@ -13,12 +13,16 @@ from contextlib import contextmanager
 from connectors.adls_files import driver_refusal
 from connectors.codec import CodecError
 from feature_defs.errors import DataError, OnlineStoreError, TidemarkError
+from feature_defs.loading import definition_files
 
 _ERROR = re.compile(
     r"\[(?P<condition>[A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)?)\].*?SQLSTATE: (?P<state>[0-9A-Z]{5})", re.DOTALL
 )
 _FRAGMENT = re.compile(r"== SQL[^\n]*==\n(?P<line>[^\n]+)\n\s*\^")
 _REFUSED_BY_CODEC = re.compile(rf"\b{CodecError.__name__}: (?P<problem>[^\n]+)(?:\nHint: (?P<hint>[^\n]+))?")
+_TRACEBACK = "Traceback (most recent call last):\n"
+_FRAME = re.compile(r'^ +File "(?P<file>[^"]+)", line (?P<line>\d+)', re.MULTILINE)
+_RAISED = re.compile(r"^(?:\w+\.)*(?P<said>\w+(?::.*)?)$", re.MULTILINE)  # frames are indented
 _GONE = "it was removed by another hand: restore it, or make anew what it belongs to; nothing was written"
 _DATA_EXCEPTION = "22"  # the class of SQLSTATEs for values that an operation cannot take
 
@@ -34,7 +38,7 @@ def data_errors(subject: str, *, of_tables: bool = False) -> Iterator[None]:
     except Exception as error:
         if refused := driver_refusal(str(error)):
             raise refused from error
-        found = _explained(f"{type(error).__name__}: {error}")
+        found = _of_definitions(str(error)) or _explained(f"{type(error).__name__}: {error}")
         if found is None and of_tables and "[PATH_NOT_FOUND]" in str(error):
             found = "a file cannot be read: PATH_NOT_FOUND", _GONE
         if found is None:
@@ -55,6 +59,26 @@ def online_errors() -> Iterator[None]:
         if found is None:
             raise
         raise found from error
+
+
+def worker_raised(text: str) -> str:
+    """The exception of a Python worker as the end of its traceback has it; empty when none raised."""
+    _, header, lines = text.rpartition(_TRACEBACK)
+    found = _RAISED.search(lines) if header else None
+    return found["said"] if found else ""
+
+
+def line_of_definitions(text: str) -> str:
+    """FILE:LINE of the innermost frame of a definition file in a Python worker's traceback; empty when none is."""
+    files = definition_files()
+    lines = [f"{frame['file']}:{frame['line']}" for frame in _FRAME.finditer(text) if frame["file"] in files]
+    return lines[-1] if lines else ""
+
+
+def _of_definitions(text: str) -> tuple[str, str] | None:
+    """What a function of a definition file raised in a Python worker."""
+    line = line_of_definitions(text)
+    return (f"its transform raised {worker_raised(text)}", f"correct {line}; nothing was written") if line else None
 
 
 def _online_error(text: str) -> OnlineStoreError | None:

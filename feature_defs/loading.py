@@ -26,6 +26,7 @@ from feature_defs.model import WORDS, Aggregate, Definition, Definitions, Featur
 from feature_defs.rules import RULES
 from feature_defs.testing import Case, NamedCase
 
+_PACKAGE = "_definitions_"
 _CALLABLES = {word.__name__: word for word in (*WORDS, Feature, Aggregate, *RULES, Case)}
 
 
@@ -134,8 +135,20 @@ def _package(folder: Path) -> str:
     return name
 
 
+def package_of(function: object) -> types.ModuleType | None:
+    """The package of definition files that a function is written in; none when it is written elsewhere."""
+    name = str(getattr(function, "__module__", "")).partition(".")[0]
+    return sys.modules.get(name) if name.startswith(_PACKAGE) else None
+
+
+def definition_files() -> frozenset[str]:
+    """The files that this process has loaded as definitions."""
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith(_PACKAGE)]
+    return frozenset(str(module.__file__) for module in modules if getattr(module, "__file__", None))
+
+
 def _package_name(folder: Path) -> str:
-    return "_definitions_" + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+    return _PACKAGE + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
 
 
 def _definitions_in(values: Iterable[Any]) -> Iterator[Definition]:

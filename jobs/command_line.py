@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from connectors.adls_files import driver_refusal
+from connectors.spark_errors import worker_raised
 from feature_defs.errors import EXIT_BUG, EXIT_DONE, MissingPartError, SparkFailed, TidemarkError, UsageError, near_miss
 from jobs import __version__
 from jobs.report import as_json
@@ -111,7 +112,9 @@ def _told(error: TidemarkError, as_plain: bool) -> int:
 
 
 def _spark_says(text: str) -> str:
-    """Spark's first `[CONDITION] message`, else the first line."""
+    """What a Python worker raised, else Spark's first `[CONDITION] message`, else the first line."""
+    if raised := worker_raised(text):
+        return f"a Python worker raised {raised}"
     found = re.search(r"\[[A-Z][A-Z0-9_.]+\] [^\n]*", text)
     return found[0] if found else text.partition("\n")[0]
 

@@ -705,6 +705,49 @@ def test_transform_that_raises_is_told_with_its_line(place: Place, body: str, pr
     assert "\n" not in caught.value.problem
 
 
+UDFS = """
+from pyspark.sql.types import DoubleType
+
+def half(x):
+    return 1.0 if x is None else json.loads("{") if x > 9 else x / 2
+
+DDL = "customer_id string, at timestamp, amount double"
+
+@F.udf(returnType=DoubleType())
+def halved(x):
+    return half(x)
+
+def halves(batches):
+    for batch in batches:
+        batch["amount"] = batch["amount"].map(half)
+        yield batch
+"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'rows.select("customer_id", "at", halved("amount").alias("amount"))',
+        'rows.select("customer_id", "at", "amount").mapInPandas(halves, DDL)',
+        'rows.select("customer_id", "at", "amount") if rows.where(halved("amount") > 0).count() else rows',
+    ],
+)
+def test_python_of_a_transform_that_raises_in_a_task_is_told_with_its_line(place: Place, body: str) -> None:
+    """It may call what stands beside it in its file, which no task can import."""
+    good = 'rows.select("customer_id", "at", (F.col("amount") * FACTOR).alias("amount"))'
+    text = f"import json\n{DEFINITIONS}{UDFS}".replace(good, body)
+    line = text.splitlines().index(UDFS.splitlines()[4]) + 1
+    write_definitions(place, text)
+    apply(place)
+    put_text(place, '{"customer_id": "c1", "amount": 3, "at": "2026-01-01"}\n', "lake://raw/json")
+    assert computed(place).rows == 1
+    put_text(place, '{"customer_id": "c1", "amount": 10, "at": "2026-01-01"}\n', "lake://raw/json")
+    with pytest.raises(DataError, match=rf"\nHint: correct \S+features.py:{line}\b") as caught:
+        compute(place, now=NOW)
+    told = "raised JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
+    assert caught.value.problem.endswith(told)
+
+
 def test_registry_without_a_snapshot_and_unknown_groups_are_refused(place: Place, raw: DataFrame) -> None:
     with pytest.raises(LakeError, match="run `tidemark apply` first"):
         compute(place, now=NOW)

@@ -10,15 +10,18 @@ import re
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
+from pyspark.cloudpickle import register_pickle_by_value
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, DateType, TimestampType
 
 from connectors.sources import UNREADABLE
+from connectors.spark_errors import line_of_definitions, worker_raised
 from feature_defs import data_types
 from feature_defs.errors import DataError, listed, near_miss
 from feature_defs.expressions import quoted
+from feature_defs.loading import package_of
 from feature_defs.model import CREATED_TIME, EVENT_TIME, HIDDEN, REJECTED, Entity, Source
 
 _DAY_US = 86_400_000_000
@@ -98,15 +101,18 @@ def transformed(rows: DataFrame, transform: Callable[[DataFrame], DataFrame] | N
 def called(transform: Callable[..., DataFrame], *rows: DataFrame, **named: DataFrame) -> DataFrame:
     """What the function makes of the rows; what it raises is its author's to correct, at the line that is named."""
     subject = f"Transform '{getattr(transform, '__qualname__', transform)}'"
+    if package := package_of(transform):  # which no task can import: what a UDF in it calls goes with the UDF
+        register_pickle_by_value(package)
     try:
         found = transform(*rows, **named)
         _ = found.columns  # Spark Connect resolves names when they are asked for
     except Exception as error:
         file = inspect.getfile(transform)
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        line = line_of_definitions(str(error)) or f"{file}:{lines[-1] if lines else 1}"
         said = reason(error) if isinstance(error, PySparkException) else str(error)
-        problem = f"raised {type(error).__name__}: {said}"
-        raise DataError(subject, problem, hint=f"correct {file}:{lines[-1] if lines else 1}") from error
+        raised = worker_raised(str(error)) or f"{type(error).__name__}: {said}"
+        raise DataError(subject, f"raised {raised}", hint=f"correct {line}") from error
     return found
 
 
