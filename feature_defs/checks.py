@@ -47,7 +47,7 @@ _COLUMN = re.compile(r"(?!_tidemark)[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PATH = re.compile(r"lake://[A-Za-z][A-Za-z0-9_-]*/[^\s]+")
 _MISSING_SCHEMA = ("csv", "json")
 _TEXTS = ("owner", "description", "event_time", "created_time")
-_SWITCHES = ("online", "skip_nulls", "pii")
+_SWITCHES = ("online", "skip_nulls", "pii", "multi_line")
 RESERVED = (EVENT_TIME, CREATED_TIME)
 MOST_KEPT = 10_000  # values of last_k and top_k: they are one cell of a table
 
@@ -149,6 +149,8 @@ def _source(source: Source, definitions: Definitions) -> Found:
     else:
         yield from _path_of(source)
     yield from _one_of("format", source.format, SOURCE_FORMATS)
+    if source.multi_line and source.format != "csv":
+        yield f"multi_line is said of csv, and the format is {source.format}", "leave it out"
     if source.schema is None:
         if source.format in _MISSING_SCHEMA:
             yield f"format {source.format} needs a schema", 'add schema={"column": "type", ...}'

@@ -8,6 +8,7 @@ starts, and starts faster.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import pwd
 import re
@@ -22,7 +23,7 @@ from pathlib import Path
 from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
-from feature_defs.errors import MissingPartError
+from feature_defs.errors import MissingPartError, UsageError
 from jobs.lake_access import ABFS_JARS, hadoop_conf, hadoop_user
 from jobs.settings import Settings, SparkSettings, coordinates
 
@@ -39,6 +40,9 @@ _JAVA_HINT = (
     "install a JDK or JRE 17: `apt-get install openjdk-17-jre-headless`, `dnf install java-17-openjdk-headless`, "
     "`brew install openjdk@17`; or set JAVA_HOME to one"
 )
+_MEMORY = "spark.driver.memory"
+_MEMORY_HINT = f'write a size as {_MEMORY} = "2g" in [spark.conf]'
+_MASTER_HINT = "write local[2], local[*] or spark://HOST:7077, in the profile or in TIDEMARK_SPARK_MASTER"
 
 # What expressions mean must not depend on the place: hour(t) follows the zone, and a cast that overflows gives null
 # where ANSI is off. Set on a session that is there, too.
@@ -92,7 +96,8 @@ def open_session(settings: Settings, *, app: str = "tidemark") -> SparkSession:
     conf = {**(_MEMORY_KEPT if is_here else {}), **_FASTER, **_ALWAYS, **with_jars(settings)}
     for key, value in conf.items():
         builder = builder.config(key, value)
-    with _output_to_stderr(), one_at_a_time() if "spark.jars.packages" in conf else nullcontext():
+    alone = one_at_a_time() if "spark.jars.packages" in conf else nullcontext()
+    with alone, _output_to_stderr(), _start_errors(settings):
         session = builder.getOrCreate()
     return _with_lakes(_with_rules(session), settings)
 
@@ -112,6 +117,37 @@ def _output_to_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+@contextmanager
+def _start_errors(settings: Settings) -> Iterator[None]:
+    """What Java says of a setting that Spark cannot start with is a UsageError that names it."""
+    try:
+        yield
+    except Exception as error:
+        subject, memory = f"Profile '{settings.name}'", settings.spark.conf.get(_MEMORY, "")
+        master = f"key 'spark.master' is '{settings.spark.master}'"
+        if found := re.search(r"Could not parse Master URL[^\n]*", str(error)):
+            raise UsageError(subject, f"{master}: {found[0]}", hint=_MASTER_HINT) from error
+        if found := re.search(r"System memory [^\n]*", str(error)):
+            problem = f"key 'spark.conf' has {_MEMORY} = {memory or 'the usual'}: {found[0]}"
+            raise UsageError(subject, problem, hint=_MEMORY_HINT) from error
+        if "JAVA_GATEWAY_EXITED" not in str(error):
+            raise
+        if memory and (said := _refused_heap(memory)):
+            problem = f"key 'spark.conf' has {_MEMORY} = {memory}: {said}"
+            raise UsageError(subject, problem, hint=_MEMORY_HINT) from error
+        problem = f"Java ended before Spark began, the lines above say why; {master}"
+        hint = "correct spark.master, or what [spark.conf] says of the driver"
+        raise UsageError(subject, problem, hint=hint) from error
+
+
+def _refused_heap(memory: str) -> str:
+    """What Java says of a heap of this size; empty when it takes it."""
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home, "bin", "java")) if home else "java"
+    told = subprocess.run([java, f"-Xmx{memory}", "-version"], capture_output=True, text=True, check=False)
+    return told.stderr.partition("\n")[0] if told.returncode else ""
 
 
 @contextmanager
@@ -154,6 +190,12 @@ def _silence_query_logs() -> None:
     """PySpark logs each failed query as JSON on standard error, with the values that it quotes; our message says it."""
     for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger", "py4j"):
         PySparkLogger.getLogger(name).disabled = True
+    logging.getLogger().addFilter(_is_no_interrupt)
+
+
+def _is_no_interrupt(record: logging.LogRecord) -> bool:
+    """py4j logs the traceback of a Ctrl-C, which is raised all the same."""
+    return not record.getMessage().startswith("KeyboardInterrupt while sending command")
 
 
 def _is_submitted() -> bool:
