@@ -194,8 +194,11 @@ def _silence_query_logs() -> None:
 
 
 def _is_no_interrupt(record: logging.LogRecord) -> bool:
-    """py4j logs the traceback of a Ctrl-C, which is raised all the same."""
-    return not record.getMessage().startswith("KeyboardInterrupt while sending command")
+    """py4j logs the traceback of a Ctrl-C, which is raised all the same, and that of PySpark's answer to it: a call of
+    Java within a call."""
+    cause = record.exc_info[1].__context__ if record.exc_info and record.exc_info[1] else None
+    is_nested = isinstance(cause, RuntimeError) and "reentrant call" in str(cause)
+    return not (is_nested or record.getMessage().startswith("KeyboardInterrupt while sending command"))
 
 
 def _is_submitted() -> bool:
