@@ -344,6 +344,19 @@ def test_csv_and_json_need_a_schema(tmp_path: Path, kind: str) -> None:
     assert (fault.subject, fault.problem) == (SOURCE, f"format {kind} needs a schema")
 
 
+@pytest.mark.parametrize(
+    ("told", "problem"),
+    [
+        ("multi_line=True", "multi_line is said of csv, and the format is delta"),
+        ('multi_line="yes", format="csv"', "multi_line is str, expected True or False"),
+    ],
+)
+def test_multi_line_is_a_switch_of_csv(tmp_path: Path, told: str, problem: str) -> None:
+    schema = '\n    schema={"customer_id"'
+    (fault,) = faults_of(write(tmp_path, {"shop.py": edited((schema, f"\n    {told},{schema}"))}))
+    assert (fault.subject, fault.problem) == (SOURCE, problem)
+
+
 @pytest.mark.parametrize("first", ["b + amount", "B + amount"])  # Spark compares names whatever their case
 def test_features_that_need_one_another_are_named(tmp_path: Path, first: str) -> None:
     features = f"""[
