@@ -146,7 +146,7 @@ def upstream(source: Source, definitions: Definitions) -> dict[str, FeatureGroup
 def in_order(groups: Sequence[FeatureGroup], definitions: Definitions) -> list[FeatureGroup]:
     """The groups, each behind those of them that it is made from; otherwise as they were."""
     waiting = {group.name: group for group in groups}
-    needs = {name: _all_upstream(group, definitions) for name, group in waiting.items()}
+    needs = {name: all_upstream(group, definitions) for name, group in waiting.items()}
     ordered: list[FeatureGroup] = []
     while waiting:
         name = next(name for name in waiting if not needs[name] & waiting.keys())
@@ -154,10 +154,10 @@ def in_order(groups: Sequence[FeatureGroup], definitions: Definitions) -> list[F
     return ordered
 
 
-def _all_upstream(group: FeatureGroup, definitions: Definitions) -> set[str]:
+def all_upstream(group: FeatureGroup, definitions: Definitions) -> set[str]:
     """Also through groups that are not chosen."""
     direct = upstream(definitions.source_of(group), definitions)
-    return set(direct).union(*(_all_upstream(other, definitions) for other in direct.values()))
+    return set(direct).union(*(all_upstream(other, definitions) for other in direct.values()))
 
 
 def made_from(group: FeatureGroup, definitions: Definitions) -> tuple[str, ...]:

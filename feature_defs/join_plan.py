@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from feature_defs import data_types
 from feature_defs.errors import UsageError, listed
+from feature_defs.fitting import reads_other_rows
+from feature_defs.inputs import all_upstream
 from feature_defs.model import Definitions, Feature, FeatureGroup, Service
 
 KNOWN_BY = ("event", "spine")
@@ -65,6 +67,8 @@ def plan_join(
     if rules.known_by not in KNOWN_BY:
         hint = f"use one of {', '.join(KNOWN_BY)}"
         raise UsageError("Option known_by", f"'{rules.known_by}' is not known", hint=hint)
+    if rules.known_by == "spine":
+        _refuse_forward_fills(service, definitions)
     groups = tuple(
         group_join(group, definitions, features, prefix=prefix) for group, features in definitions.features_of(service)
     )
@@ -88,6 +92,15 @@ def group_join(
         skip_nulls=group.skip_nulls,
         maps=tuple(f.name for f in features if data_types.parse(f.type).kind == "map"),
     )
+
+
+def _refuse_forward_fills(service: Service, definitions: Definitions) -> None:
+    """A filled row has its own created_time, and the row that filled it may have become known later."""
+    for group, _ in definitions.features_of(service):
+        for name in (group.name, *sorted(all_upstream(group, definitions))):
+            if reads_other_rows(definitions.groups[name]):
+                problem = f"'spine' cannot say what of group '{name}' was known: it fills nulls forward from other rows"
+                raise UsageError("Option known_by", problem, hint="leave it out, or fill in the group's transform")
 
 
 def _refuse_collisions(plan: JoinPlan, spine_columns: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from connectors.offline_tables import shown
-from feature_defs import Aggregate, Entity, Feature, FeatureGroup, Service, Source
+from feature_defs import Aggregate, Entity, Feature, FeatureGroup, Fill, Service, Source
 from feature_defs.durations import DurationFault, microseconds
 from feature_defs.errors import UsageError
 from feature_defs.join_plan import TimeRules, group_join, plan_join
@@ -224,6 +224,20 @@ def test_unknown_word_for_known_by_is_refused(table: Table) -> None:
     spine = table("customer_id | event_time\nc1 | 2026-01-05")
     with pytest.raises(UsageError, match="use one of event, spine"):
         joined(spine, (one_feature, table(LATE_ROWS, AMOUNT)), rules=TimeRules(known_by="label"))
+
+
+def test_known_by_spine_is_refused_of_groups_that_fill_forward() -> None:
+    """What fills a row may have become known later than the row."""
+    filled = dataclasses.replace(one_feature, clean=[Fill("amount", "forward")])
+    again = dataclasses.replace(one_feature, name="again", source="spend")
+    further = dataclasses.replace(one_feature, name="further", source="again")
+    definitions = checked(
+        customer, source, filled, again, further, *(Service(f"s{n}", [g]) for n, g in enumerate((filled, further)))
+    )
+    for service in definitions.services.values():
+        assert plan_join(service, definitions).groups
+        with pytest.raises(UsageError, match="what of group 'spend' was known: it fills nulls forward"):
+            plan_join(service, definitions, rules=TimeRules(known_by="spine"))
 
 
 # the newest row holds null
