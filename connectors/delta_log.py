@@ -90,7 +90,7 @@ def restored_by(info: Action) -> int | None:
     if info.get("operation") != "RESTORE":
         return None
     version = (info.get("operationParameters") or {}).get("version")
-    return _BEFORE_FIRST if version is None else int(version)
+    return _BEFORE_FIRST if version in (None, "null") else int(version)
 
 
 def delta_version(

@@ -20,12 +20,13 @@ from dataclasses import asdict, dataclass
 from connectors.receipts import Load
 from connectors.redis_online import RedisOnlineStore
 
-# Sent twice, when a reply was lost, it is done already the second time. ARGV: field, run, note, and the runs it found.
+# Sent twice, when a reply was lost, it answers as the first time. ARGV: field, run, note, and the runs it found.
 # Of these one is gone when it ended meanwhile, or when one did that found it; that one took this run's note, too.
 _END = """
 local key, field, run = KEYS[1], ARGV[1], ARGV[2]
 local own = field .. ' ' .. run
 if redis.call('HGET', key, field) == run then return 1 end
+if redis.call('HGET', key, own) == ARGV[3] then return 0 end
 local beside = redis.call('HEXISTS', key, own) == 0
 for i = 4, #ARGV do
   beside = beside or redis.call('HEXISTS', key, field .. ' ' .. ARGV[i]) == 0

@@ -390,16 +390,19 @@ def columns_of(files: PlainFiles, group: GroupJoin) -> FileRows | None:
 
 
 def touched_in(
-    came: tuple[FileRows, Span], went: tuple[FileRows, Span], coming: tuple[FileRows, Span], keys: Sequence[str]
+    came: FileRows, went: FileRows, coming: FileRows, keys: Sequence[str], *, span: Span, now_us: int
 ) -> pa.Table:
-    """(keys, first, limit) of the entities whose latest row may have changed, by rows of these times: see
-    transforms/latest.py."""
+    """(keys, first, limit) of the entities whose latest row may have changed: see transforms/latest.py."""
     parts = []
-    for (rows, span), gone in ((came, False), (went, True), (coming, False)):
+    for rows, after_us, until_us, gone in (
+        (came, LEAST, now_us, False),
+        (went, LEAST, now_us, True),
+        (coming, span.after_us, min(span.until_us, now_us), False),
+    ):
         hidden = [REJECTED] if REJECTED in rows.schema.names else []
         found = rows.read([*keys, EVENT_TIME, *hidden])
         time = micros_of(found[EVENT_TIME])
-        chosen = (time > span.after_us) & (time <= span.until_us)
+        chosen = (time > after_us) & (time <= until_us)
         if hidden:
             chosen &= found[REJECTED].is_null().to_numpy()
         times, none = pa.array(time), pa.nulls(len(time), pa.int64())

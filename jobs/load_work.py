@@ -22,7 +22,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from connectors.codec import CODEC_VERSION
-from connectors.offline_tables import OfflineTable, Span, others_than
+from connectors.offline_tables import WENT, OfflineTable, Span, others_than
 from connectors.plain_files import PlainChanges, PlainFiles, plain_changes, plain_files
 from connectors.readable import any_version, what_is_gone
 from connectors.receipts import Load
@@ -110,10 +110,10 @@ class _Rows:
 
 @dataclass(frozen=True)
 class Earlier:
-    """The loads whose values a store may hold; `unknown` says that it may hold others, too."""
+    """The loads whose values a store may hold; `unknown` says why it may hold others, or not all of these."""
 
     loads: tuple[Load, ...] = ()
-    unknown: str = ""
+    unknown: str = FIRST_LOAD
 
     @property
     def until_us(self) -> int:
@@ -133,7 +133,7 @@ class Loading:
 
     def work(self, earlier: Earlier, *, full: bool, keep: Keep) -> Work:
         if not earlier.loads:
-            return self._all(earlier.unknown or FIRST_LOAD, keep)
+            return self._all(earlier.unknown, keep)
         why = self._why_all(earlier, full=full)
         if not why:
             found = self._since(earlier.loads, keep)
@@ -189,6 +189,8 @@ class Loading:
                     if changes is None:
                         return None
                 visible = rows.after(None).where(since.coming.condition)
+                if changes is not None:
+                    changes = self._gone(changes, since)
                 found = touched(changes, visible, self.group.keys, now_us=self.now_us, seen_us=since.seen_us)
                 return self._of(found, rows, keep)
         except Exception as error:
@@ -207,17 +209,12 @@ class Loading:
         coming = rows.files.between(since.coming.after_us, since.coming.until_us).without(changed.came)
         if not changed.bytes and not coming.files:
             return Work(NOTHING, "")
-        if changed.bytes + coming.bytes > _LITTLE:
+        if changed.bytes + coming.bytes > _LITTLE or since.seen_us > self.now_us:
             return self._of(self._touched(since, changed, coming, in_one_task=False), rows, keep)
         came, went, coming_rows = (columns_of(files, self.group) for files in (changed.came, changed.went, coming))
         if came is None or went is None or coming_rows is None:
             return self._of_few(since, changed, coming, rows)
-        entities = touched_in(
-            (came, Span(durations.LEAST_US, self.now_us)),
-            (went, Span(durations.LEAST_US, since.seen_us)),
-            (coming_rows, since.coming),
-            self.group.keys,
-        )
+        entities = touched_in(came, went, coming_rows, self.group.keys, span=since.coming, now_us=self.now_us)
         if not len(entities):
             return Work(NOTHING, "")
         near = rows.files if (first_us := _all_after(entities)) is None else rows.files.after(first_us - 1)
@@ -228,7 +225,7 @@ class Loading:
 
     def _touched(self, since: _Since, changed: PlainChanges, coming: PlainFiles, *, in_one_task: bool) -> DataFrame:
         visible = coming.rows().where(since.coming.condition) if coming.files else None
-        changes = changed.rows() if changed.bytes else None
+        changes = self._gone(changed.rows(), since) if changed.bytes else None
         return touched(
             changes, visible, self.group.keys, now_us=self.now_us, seen_us=since.seen_us, in_one_task=in_one_task
         )
@@ -294,10 +291,19 @@ class Loading:
         seen = newest_times(rows, keys, now_us=min(until_us, self.now_us))
         if until_us <= self.now_us:
             return seen
-        # of times that have not come again only what went: the store is not taken back
-        later = rows.where(Span(self.now_us, until_us).condition)
-        went = others_than(later, self._rows.after(self.now_us), [*keys, EVENT_TIME])
+        went = self._not_there(rows.where(Span(self.now_us, until_us).condition))
         return seen.unionByName(newest_times(went, keys, now_us=until_us))
+
+    def _gone(self, changes: DataFrame, since: _Since) -> DataFrame:
+        """The changes that count, where an earlier load was of a later time: see `_not_there`."""
+        if since.seen_us <= self.now_us:
+            return changes
+        later = changes.where(F.col(WENT)).where(Span(self.now_us, since.seen_us).condition)
+        return changes.where(~after(self.now_us)).unionByName(self._not_there(later))
+
+    def _not_there(self, rows: DataFrame) -> DataFrame:
+        """Of rows whose time has not come again those that the table lacks now: the store is not taken back to now."""
+        return others_than(rows, self._rows.after(self.now_us), [*self.group.keys, EVENT_TIME])
 
 
 @dataclass(frozen=True)

@@ -325,7 +325,7 @@ def _load(place: Place, name: str, run: _Run, group: FeatureGroup) -> LoadedGrou
 
 def _earlier(found: watermarks.Found, folder: str) -> Earlier:
     last = read_receipt(folder, found.last) if found.last else None
-    unknown = ""
+    unknown = "" if found.last else FIRST_LOAD  # one that died may have sent some of it
     if found.last and last is None:
         unknown = f"this lake has no receipt of the last load, {found.last}: what went since stays online until its ttl"
     return Earlier((*([last] if last else []), *found.since.values()), unknown)

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -44,6 +45,7 @@ _MEMORY = "spark.driver.memory"
 _MEMORY_HINT = f'write a size as {_MEMORY} = "2g" in [spark.conf]'
 _MASTER_HINT = "write local[2], local[*] or spark://HOST:7077, in the profile or in TIDEMARK_SPARK_MASTER"
 
+_STARTING = threading.Lock()  # standard output is the process's
 # What expressions mean must not depend on the place: hour(t) follows the zone, and a cast that overflows gives null
 # where ANSI is off. Set on a session that is there, too.
 _ALWAYS = {"spark.sql.session.timeZone": "UTC", "spark.sql.ansi.enabled": "true"}
@@ -97,7 +99,7 @@ def open_session(settings: Settings, *, app: str = "tidemark") -> SparkSession:
     for key, value in conf.items():
         builder = builder.config(key, value)
     alone = one_at_a_time() if "spark.jars.packages" in conf else nullcontext()
-    with alone, _output_to_stderr(), _start_errors(settings):
+    with alone, _STARTING, _output_to_stderr(), _start_errors(settings):
         session = builder.getOrCreate()
     return _with_lakes(_with_rules(session), settings)
 

@@ -503,13 +503,14 @@ def test_quotes_of_csv_are_read_as_other_programs_write_them(place: Place) -> No
         'c5,"",2026-01-01',
         "c6,x,2026-01-01,y",
         'c7,"c:\\",2026-01-01',
+        f'c8,"{"long " * 20_000}",2026-01-01,y',
     ]
     plain = {"c1": 'a "b"', "c2": 'say "hi", you', "c4": '5" pipe', "c5": None, "c7": "c:\\"}
     for end in ("\n", "\r\n"):
         put_text(place, end.join(lines) + end, "lake://raw/notes")
         for multi_line, read, why in (
-            (False, plain, {"row ends within quotes": 1, "row does not fit the schema": 2}),
-            (True, {**plain, "c3": "one\ntwo"}, {"row does not fit the schema": 1}),
+            (False, plain, {"row ends within quotes": 1, "row does not fit the schema": 3}),
+            (True, {**plain, "c3": "one\ntwo"}, {"row does not fit the schema": 2}),
         ):
             source = dataclasses.replace(notes, multi_line=multi_line)
             group = in_force(place, spend(source=source, features=[Feature("note", "string")], offline="parquet"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from connectors.file_store import local_path
 from connectors.receipts import Load
 from connectors.redis_online import RedisAddress, RedisOnlineStore, open_redis
-from connectors.watermarks import begin, end, last_load, loaded_fields
+from connectors.watermarks import Found, begin, end, last_load, loaded_fields
 from jobs import materialize as job
 from jobs.place import Place, online_folder, time_of
 from tests.test_loads_property import SECOND, Lab, lab_of
@@ -22,6 +23,13 @@ FIELD, OTHER = b"spend:1", b"spend:12"
 
 def load(run: str, version: int = 1) -> Load:
     return Load(run=run, definition=1, table_version=version, table_run="a", now_us=5)
+
+
+def ends(store: RedisOnlineStore, run: Load, found: Found) -> bool:
+    """Asked twice, as after a lost reply."""
+    answers = {end(store, FIELD, replace(run, seen_us=7), found) for _ in range(2)}
+    assert len(answers) == 1
+    return answers.pop()
 
 
 @pytest.fixture
@@ -39,11 +47,10 @@ def test_a_load_alone_is_the_last_one_and_nothing_else_stays_noted(store: RedisO
     first = begin(store, FIELD, load("one"))
     assert (first.last, dict(first.since)) == (None, {})
     assert loaded_fields(store) == []
-    for _ in range(2):  # a lost reply has it sent again
-        assert end(store, FIELD, load("one"), first)
+    assert ends(store, load("one"), first)
     second = begin(store, FIELD, load("two"))
     assert (second.last, dict(second.since)) == ("one", {})
-    assert end(store, FIELD, load("two"), second)
+    assert ends(store, load("two"), second)
     assert (last_load(store, FIELD), last_load(store, OTHER), noted(store)) == ("two", None, {FIELD})
     assert loaded_fields(store) == [FIELD]
 
@@ -54,7 +61,7 @@ def test_what_a_dead_load_noted_is_found_until_another_ends(store: RedisOnlineSt
     begin(store, OTHER, load("another group's"))
     found = begin(store, FIELD, load("one"))
     assert dict(found.since) == {"dead": load("dead", 7), "dead too": load("dead too", 7)}
-    assert end(store, FIELD, load("one"), found)
+    assert ends(store, load("one"), found)
     assert noted(store) == {FIELD, OTHER + b" another group's"}
 
 
@@ -66,11 +73,11 @@ def test_of_loads_beside_each_other_only_one_is_the_last_and_both_are_found(
     found = {run: begin(store, FIELD, one) for run, one in runs.items()}
     if order == "both begin at once":  # each notes itself before either looks
         found["first"] = begin(store, FIELD, runs["first"])
-    ends = ["second", "first"] if order == "the second ends first" else ["first", "second"]
-    assert [end(store, FIELD, runs[run], found[run]) for run in ends] == [True, False]
+    names = ["second", "first"] if order == "the second ends first" else ["first", "second"]
+    assert [ends(store, runs[run], found[run]) for run in names] == [True, False]
     after = begin(store, FIELD, load("third"))
-    assert (after.last, dict(after.since)) == (ends[0], {ends[1]: runs[ends[1]]})
-    assert end(store, FIELD, load("third"), after)
+    assert (after.last, dict(after.since)) == (names[0], {names[1]: replace(runs[names[1]], seen_us=7)})
+    assert ends(store, load("third"), after)
     assert noted(store) == {FIELD}
 
 
@@ -81,14 +88,14 @@ def agrees(lab: Lab) -> None:
     assert lab.online() == lab.expected()
 
 
-def dies(monkeypatch: pytest.MonkeyPatch, lab: Lab) -> None:
-    """A load that ends before it is named, all of its values sent."""
+def dies(monkeypatch: pytest.MonkeyPatch, lab: Lab, at: str = "write_receipt") -> None:
+    """A load that ends before it is named, all of its values sent, or at `loaded` none."""
 
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise RuntimeError
 
     with monkeypatch.context() as patched:
-        patched.setattr(job, "write_receipt", die)
+        patched.setattr(job, at, die)
         with pytest.raises(RuntimeError):
             lab.load()
 
@@ -143,6 +150,14 @@ def test_a_first_load_that_died_is_repaired(online_place: Place, monkeypatch: py
     agrees(lab)
 
 
+def test_a_first_load_that_died_is_done_again(online_place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = lab_of(online_place, offline="parquet")
+    dies(monkeypatch, lab, "loaded")
+    found = lab.load()
+    assert (found.how, found.why) == ("full", "first load")
+    agrees(lab)
+
+
 @pytest.mark.parametrize("offline", ["parquet", "delta"])
 @pytest.mark.parametrize("full", [False, True])
 def test_what_a_load_that_died_sent_of_a_wrong_version_is_taken_back(
@@ -187,6 +202,19 @@ def test_what_goes_while_loads_are_of_an_earlier_time_does_not_stay(online_place
         lab.table.replace(lab.frame(lab.rows), lab.note)
         lab.now_us = now - 2 * SECOND
         lab.load(full=full)
+    before = lab.online()
+    correct_later_rows(lab, now)
+    lab.now_us = now - SECOND
+    assert lab.load().how == "changed"
+    assert lab.online().keys() == before.keys()
     lab.now_us = now + 20 * SECOND
     lab.load()
     agrees(lab)
+
+
+def correct_later_rows(lab: Lab, after_us: int) -> None:
+    """Rows of times that have not come again, which are there before and after."""
+    rows = {row[:2]: (*row[:3], 8.0, "Linz") for row in lab.rows if row[1] > after_us}
+    assert rows
+    lab.table.merge(lab.frame([*rows.values()]), lab.note, on=["customer_id", "event_time"], after=lab._version)
+    lab.rows = [row for row in lab.rows if row[:2] not in rows] + [*rows.values()]

@@ -25,7 +25,7 @@ from feature_defs.loading import package_of
 from feature_defs.model import CREATED_TIME, EVENT_TIME, HIDDEN, REJECTED, Entity, Source
 
 _DAY_US = 86_400_000_000
-_OPEN_QUOTE = r'(^|,)"([^"]|"")*$'  # of csv: its row may go on in the next line
+_OPEN_QUOTE = r'(^|,)"[^"]*+(?:""[^"]*+)*+$'  # of csv: its row may go on in the next line
 _NO_GROUP_BY = "MISSING_GROUP_BY"
 _CORRECTIONS = {
     _NO_GROUP_BY: 'it sees one row; an aggregate function reads many: write Aggregate("sum", "amount", window="30d")',
