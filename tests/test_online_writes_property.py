@@ -58,7 +58,7 @@ def written(stored: Stored, row: Row, *, ttl: int | None) -> str:
     if row.total is None:
         return "removed" if stored.pop(row.key, None) else "absent"
     if past:
-        replaced = before and before[0] == row.definition and before[1] > row.event_time
+        replaced = before and (before[0] < row.definition or before[1] > row.event_time)
         return "removed" if replaced and stored.pop(row.key) else "expired"
     stored[row.key] = (row.definition, row.event_time, row.total)
     return "written"
