@@ -67,7 +67,8 @@ def begin(store: RedisOnlineStore, field: bytes, load: Load) -> Found:
 
 def end(store: RedisOnlineStore, field: bytes, load: Load, found: Found) -> bool:
     """Make a verified load the last one; False when another wrote beside it."""
-    return bool(store.run("EVAL", _END, 1, _key(store), field, load.run, _text(load), *found.since))
+    note = _text(load) + " "  # unlike the one of its beginning, whatever it says
+    return bool(store.run("EVAL", _END, 1, _key(store), field, load.run, note, *found.since))
 
 
 def last_load(store: RedisOnlineStore, field: bytes) -> str | None:
