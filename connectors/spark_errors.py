@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from connectors.adls_files import driver_refusal
-from connectors.codec import CodecError
 from feature_defs.errors import DataError, OnlineStoreError, TidemarkError
 from feature_defs.loading import definition_files
 
@@ -19,7 +18,8 @@ _ERROR = re.compile(
     r"\[(?P<condition>[A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)?)\].*?SQLSTATE: (?P<state>[0-9A-Z]{5})", re.DOTALL
 )
 _FRAGMENT = re.compile(r"== SQL[^\n]*==\n(?P<line>[^\n]+)\n\s*\^")
-_REFUSED_BY_CODEC = re.compile(rf"\b{CodecError.__name__}: (?P<problem>[^\n]+)(?:\nHint: (?P<hint>[^\n]+))?")
+# by its name: schedulers and `--help` come by here, and have no need of the codec's packages
+_REFUSED_BY_CODEC = re.compile(r"\bCodecError: (?P<problem>[^\n]+)(?:\nHint: (?P<hint>[^\n]+))?")
 _TRACEBACK = "Traceback (most recent call last):\n"
 _FRAME = re.compile(r'^ +File "(?P<file>[^"]+)", line (?P<line>\d+)', re.MULTILINE)
 _RAISED = re.compile(r"^(?:\w+\.)*(?P<said>\w+(?::.*)?)$", re.MULTILINE)  # frames are indented
