@@ -146,9 +146,7 @@ def _start_errors(settings: Settings) -> Iterator[None]:
 
 def _refused_heap(memory: str) -> str:
     """What Java says of a heap of this size; empty when it takes it."""
-    home = os.environ.get("JAVA_HOME")
-    java = str(Path(home, "bin", "java")) if home else "java"
-    told = subprocess.run([java, f"-Xmx{memory}", "-version"], capture_output=True, text=True, check=False)
+    told = subprocess.run([_java() or "java", f"-Xmx{memory}", "-version"], capture_output=True, text=True, check=False)
     return told.stderr.partition("\n")[0] if told.returncode else ""
 
 
@@ -254,10 +252,14 @@ def _homes() -> list[Path]:
     return list(dict.fromkeys(homes))
 
 
+def _java() -> str | None:
+    home = os.environ.get("JAVA_HOME")
+    return str(Path(home, "bin", "java")) if home else shutil.which("java")
+
+
 def check_java() -> None:
     """MissingPartError unless a Java of at least 17 is there; asked before Spark, which says it far less clearly."""
-    home = os.environ.get("JAVA_HOME")
-    java = str(Path(home, "bin", "java")) if home else shutil.which("java")
+    home, java = os.environ.get("JAVA_HOME"), _java()
     if java is None or not Path(java).is_file():
         where = f"JAVA_HOME is {home}, which has no bin/java" if home else "no `java` on the PATH"
         raise MissingPartError("Java", f"Spark needs Java 17 or newer: {where}", hint=_JAVA_HINT)

@@ -84,6 +84,10 @@ def rows_of(place: Place, group: FeatureGroup) -> list[str]:
     return sorted(repr(tuple(row.values())) for row in place.table(group).read().toArrow().to_pylist())
 
 
+def killed(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def check_equal_to_a_full_run(place: Place, group: FeatureGroup) -> None:
     found = rows_of(place, group)
     assert computed(place, full=True).how == "full"
@@ -300,9 +304,6 @@ def test_backfill_that_ended_before_its_end_has_its_quarantine(
 ) -> None:
     from jobs import group_run
 
-    def killed(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
     group = in_force(place, "rows")
     add(place, table(FIRST, TYPES), "parquet")
     with monkeypatch.context() as patch:
@@ -405,9 +406,6 @@ def test_full_run_that_ended_before_its_quarantine_is_done_again(
     place: Place, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from jobs import group_run
-
-    def killed(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
 
     group = in_force(place, "rows", offline="parquet")
     add(place, table(FIRST, TYPES), "parquet")
